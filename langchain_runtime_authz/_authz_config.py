@@ -61,7 +61,7 @@ class Revised(Protocol):
 
 def wrapped_pdps(pdp: PDP) -> list[PDP]:
     """Return a list of the PDP and all PDPs that it wraps."""
-    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in wrapped_pdps(inner))]
+    return [pdp, *(found for inner in getattr(pdp, "wrapped_pdps", ()) for found in wrapped_pdps(inner))]
 
 
 def resolve_grant(grant: Grant | str | None, policy: Revised | None) -> Grant | None:

@@ -21,7 +21,7 @@ from langchain_runtime_authz.langgraph.graph_input import open_questions
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.langgraph.state_updates import messages_in, update_in
-from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, InDoubtCall, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction
 from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, methods, new_id
@@ -62,7 +62,7 @@ class Reentry:
 
     how: How
     questions: tuple[Interrupt, ...] = ()
-    doubts: tuple[Doubt, ...] = ()
+    doubts: tuple[InDoubtCall, ...] = ()
     output: Any = None
 
     def __str__(self) -> str:
@@ -159,14 +159,14 @@ class Threads:
 
     deny_approval, adeny_approval = methods(_deny_approval)
 
-    def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
+    def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[InDoubtCall]]:
         """Return this tenant's calls in doubt, newest first; with `scope`, one thread's.
 
         Idempotent and failed calls are left out. At most `ledger.base.MAX_ASKED` are returned: resolve these to see
         older ones.
         """
         yield from record_ends(self._engine)
-        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None, scope)
+        found: Sequence[InDoubtCall] = yield ListDoubts(self._engine.tenant, None, scope)
         return [one for one in found if one.row.lost]
 
     unknown_calls, aunknown_calls = methods(_unknown_calls)
@@ -182,7 +182,7 @@ class Threads:
             LedgerError: `not_in_doubt`: the call has an outcome, or may still be running.
             ConfigError: `by` has not the form `type:id`, or the reason is empty or has control characters.
         """
-        found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
+        found: Sequence[InDoubtCall] = yield ListDoubts(self._engine.tenant, key)
         if not found:
             raise LedgerError(Code.NOT_IN_DOUBT, key)
         yield from resolve_doubt(found[0].scope, found[0], happened=happened, author=by, reason=reason)
@@ -211,9 +211,9 @@ class Threads:
             )
         scope = self._scope(str(place["configurable"]["thread_id"]), graph)
         doubts = tuple((yield from self._unknown_calls(scope)))
-        snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))
+        snapshot: Snapshot = yield Load(scope, Query(log=True, questions=True, marks=(HEAD,)))
         state: StateSnapshot = yield read_state(graph, place)
-        found = Reentry("done", open_questions(state, snapshot.asks, snapshot.now), doubts)
+        found = Reentry("done", open_questions(state, snapshot), doubts)
         found = replace(found, how=_how(graph, found, snapshot, state, input))
         if go_on and found.how == "continue":
             found = replace(found, output=(yield Perform(graph.invoke, graph.ainvoke, None, config)))

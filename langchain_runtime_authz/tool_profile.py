@@ -38,6 +38,7 @@ Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = get_args(Sink)
 FACTS: Final = ("effect", "sink", "data_class", "verdict")  # which a request contains
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
+DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 Trust = Literal["system", "internal", "external"]
 
 
@@ -203,7 +204,7 @@ class ToolProfile(BaseModel):
         self._chain = tuple(reached.items())
 
     @property
-    def behind(self) -> tuple[str, ...]:
+    def exchange_audiences(self) -> tuple[str, ...]:
         """The audiences that `reaches` names, directly or through other tools."""
         return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
@@ -226,7 +227,7 @@ class ToolProfile(BaseModel):
         return self.effect == "write" and self.sink != "external"
 
     @cached_property
-    def ordered(self) -> bool:
+    def needs_mandate(self) -> bool:
         """True if calls are compared with the mandate: all but `compute` and `read`."""
         return self.effect not in ("compute", "read")
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
 from langchain_runtime_authz.cli._profile_proposal import names_other
 from langchain_runtime_authz.mandate.argument_matching import CallFacts
-from langchain_runtime_authz.mandate.call_matching import bind_call
+from langchain_runtime_authz.mandate.call_matching import match_call
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.step_places import RISKY
@@ -46,7 +46,7 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
             call = CallFacts(name, ordering, args, frozenset(args), (), sentence)
             if (
                 mandate is not None
-                and bind_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
+                and match_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
             ):
                 return order
     return None

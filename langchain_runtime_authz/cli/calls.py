@@ -12,7 +12,7 @@ from langchain_runtime_authz.cli._ledger_options import Audit, By, LedgerOptions
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.ledger.base import Doubt
+    from langchain_runtime_authz.ledger.base import InDoubtCall
     from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 app = App(
@@ -102,14 +102,14 @@ def _tenants(store: LedgerOptions, tenant: str | None) -> list[str]:
         return ["default"]
 
 
-def _found(store: LedgerOptions, ledger: SqlLedger, tenant: str | None, key: str) -> Doubt:
+def _found(store: LedgerOptions, ledger: SqlLedger, tenant: str | None, key: str) -> InDoubtCall:
     for each in _tenants(store, tenant):
         for one in ledger.doubts(each, key):
             return one
     raise ConfigError(f"the ledger holds no call {key!r}" + (f" of tenant {tenant!r}" if tenant else ""))
 
 
-def _shown(one: Doubt) -> dict[str, Any]:
+def _shown(one: InDoubtCall) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
     call = {

@@ -159,7 +159,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseT
         name, fields = fitting
         typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
-    facts = _fields(given[tool.name]) if tool.name in given else _asked(tool, tools) if ask else "ask"
+    facts = _fields(given[tool.name]) if tool.name in given else _ask_about(tool, tools) if ask else "ask"
     if isinstance(facts, str):
         return facts
     digest = digest_of(tool)
@@ -215,7 +215,7 @@ def _explain() -> None:
     typer.echo("Arguments that other organisations or people outside can see go `external`.")
 
 
-def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
+def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
     from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS

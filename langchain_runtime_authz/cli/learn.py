@@ -161,7 +161,7 @@ def _approved_orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen
     """Return orders that would have permitted approved calls, the most frequent first."""
     from langchain_runtime_authz.cli._order_proposal import proposed_order
 
-    if profiles[name].draft or not profiles[name].ordered or profiles[name].verdict is not None:
+    if profiles[name].draft or not profiles[name].needs_mandate or profiles[name].verdict is not None:
         return []
     found = Counter(proposed_order(name, profiles, said, args) for said, args in seen.approved)
     return [order for order, _ in found.most_common() if order is not None]

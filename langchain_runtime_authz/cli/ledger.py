@@ -21,7 +21,7 @@ from langchain_runtime_authz.ledger.schema import SCHEMA
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
-    from langchain_runtime_authz.ledger.base import Doubt, Scope
+    from langchain_runtime_authz.ledger.base import InDoubtCall, Scope
     from langchain_runtime_authz.ledger.schema import Version
 
 TRIES: Final = 4  # of a migration or downgrade, which is cancelled if it blocks commits
@@ -210,7 +210,7 @@ def restored(
     return Printout({**found, "unfinished": calls}, [*lines(found), *named])
 
 
-Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prints it, and its row if the log has one
+Unfinished = tuple[dict[str, Any], "InDoubtCall | None"]  # a call as printed, and its row if the log has one
 
 
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
@@ -279,9 +279,9 @@ def _scope(record: dict[str, Any]) -> Scope:
     return Scope(*_texts(*(record["scope"][name] for name in Scope._fields)))
 
 
-def _doubt(record: dict[str, Any]) -> Doubt | None:
+def _doubt(record: dict[str, Any]) -> InDoubtCall | None:
     """Return a permit's record as a call in doubt; `None` if it lacks the call's deed."""
-    from langchain_runtime_authz.ledger.base import CallRow, Doubt
+    from langchain_runtime_authz.ledger.base import CallRow, InDoubtCall
     from langchain_runtime_authz.ledger.schema import SEVERAL
 
     claim, asked = record.get("claim"), record.get("request")
@@ -294,7 +294,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     _texts(claim["call_key"], record["jti"], *(value for value in about.values() if value is not None))
     about |= {"targets": also} if deed.endswith(f":{SEVERAL}") else {}
     row = CallRow(claim["call_key"], "unknown", record["jti"], None, deed, record["ts"], about)
-    return Doubt(_scope(record), f"{subject['type']}:{subject['id']}", row)
+    return InDoubtCall(_scope(record), f"{subject['type']}:{subject['id']}", row)
 
 
 def _confirm(question: str, yes: bool, as_json: bool) -> None:

@@ -153,7 +153,7 @@ def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
     from langchain_runtime_authz.mandate.vocabulary import ToolWords
 
     said: dict[str, set[str]] = {}
-    for tool in (ToolWords(n, p, {}, languages()[0]) for n, p in declared.items() if p.ordered):
+    for tool in (ToolWords(n, p, {}, languages()[0]) for n, p in declared.items() if p.needs_mandate):
         for form in {form for order, _ in tool.orders for form in _forms(tool, order)}:
             said.setdefault(form, set()).add(tool.name)
     for form, names in sorted(said.items()):

@@ -23,7 +23,7 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import as_json
 from langchain_runtime_authz.errors import Code, CredentialError
-from langchain_runtime_authz.facts.argument_atoms import uncovered
+from langchain_runtime_authz.facts.call_arguments import uncovered
 from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -61,8 +61,8 @@ def authorization_details(
     }
     if approved:
         detail[names.APPROVED] = True
-    if behind := profile.behind:
-        detail[names.REACHES] = list(behind)
+    if audiences := profile.exchange_audiences:
+        detail[names.REACHES] = list(audiences)
     if profile.side_effect:
         detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
     decisive = {name: bound_value(args, name) for name in _decisive(profile, args)}

@@ -48,7 +48,7 @@ class CachedDocument(Generic[T]):
         self._max_age, self._min_refresh = max_age, min_refresh
         self._lock = threading.Lock()
         self._copy: tuple[T, float] | None = None  # the value, and the time of its request
-        self._asked = float("-inf")
+        self._fetched_at = float("-inf")
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
@@ -75,9 +75,9 @@ class CachedDocument(Generic[T]):
             known = copy is not None and age < self._max_age and holds(copy[0])
             if self._pending is not None:
                 return known, self._pending, None
-            if (known and age < self._max_age / 2) or now - self._asked < self._min_refresh:
+            if (known and age < self._max_age / 2) or now - self._fetched_at < self._min_refresh:
                 return known, None, None
-            self._asked, self._pending = now, Future()
+            self._fetched_at, self._pending = now, Future()
             return known, None, self._pending
 
     def _store(self, answer: Answer | None) -> None:
@@ -85,7 +85,7 @@ class CachedDocument(Generic[T]):
         body = answer.body if answer is not None and answer.status == OK else None
         if (value := self._read(body, None if copy is None else copy[0])) is not None:
             # The age counts from the request, because the document may have changed since then.
-            self._copy = value, self._asked
+            self._copy = value, self._fetched_at
 
 
 class JwksClient:

@@ -111,7 +111,7 @@ class Ticket(Sealed):
     """The permit for one call.
 
     `raw`: the arguments that were decided, without injected ones. `reaches`: audiences for which a token may be
-    exchanged. `opened`: the mandate's counter that a success of the call lowers. `redeemed`: the tool has started.
+    exchanged. `awaited`: the mandate's counter that a success of the call lowers. `redeemed`: the tool has started.
     `leaked`: a token was found in the output. `withheld`: a part of the output could not be searched.
 
     `mint` takes an audience and the thumbprint of a key or `None`, and returns the `_flow` effect that mints the token.
@@ -124,8 +124,8 @@ class Ticket(Sealed):
     _pickled = "[ticket]"
     __slots__ = (
         "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_status_check", "agent", "audiences",
-        "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "opened", "raw",
-        "reaches", "redeemed", "tool", "undo", "withheld",
+        "awaited", "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint",
+        "obligations", "raw", "reaches", "redeemed", "tool", "undo", "withheld",
     )  # fmt: skip
 
     def __init__(
@@ -143,7 +143,7 @@ class Ticket(Sealed):
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
         undo: Any = None,
-        opened: str = "",
+        awaited: str = "",
         mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
         status_check: Callable[[str], tuple[Any, ...]] | None = None,
         refusals: Refusals | None = None,
@@ -152,7 +152,7 @@ class Ticket(Sealed):
         self.tool, self.call_id, self.call_key, self.agent, self.epoch = tool, call_id, call_key, agent, epoch
         self.decision_id, self.jti, self.idempotency_key = decision_id, jti, idempotency_key
         self.raw, self.audiences, self.reaches, self.obligations = raw, audiences, reaches, obligations
-        self.undo, self.opened, self.mint = undo, opened, mint
+        self.undo, self.awaited, self.mint = undo, awaited, mint
         self._refusals, self._status_check = refusals, status_check
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}

@@ -146,7 +146,7 @@ class Verifier:
         if credential is None:  # refused only here, as an exception's context would quote the token
             refuse("its claims are nested too deeply")
         if self._status is not None:
-            asked = partial(_asked, self._status, credential.claims)
+            asked = partial(_token_status, self._status, credential.claims)
             answer = yield Perform(asked, partial(asyncio.to_thread, asked))
             if answer != "live":
                 raise CredentialError(Code.STATUS_UNAVAILABLE if answer is None else Code.CREDENTIAL_REVOKED)
@@ -188,7 +188,7 @@ class Verifier:
             raise CredentialError(Code.CREDENTIAL_TENANT)
 
 
-def _asked(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:
+def _token_status(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:
     try:  # `None` instead of an exception, whose context would quote the token
         answer = status(claims)
     except Exception:  # noqa: BLE001  (`status` may fail in any way; the token is then refused)

@@ -203,7 +203,7 @@ class _Stage:
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self._console, self._audit = console, audit
         self.rows: list[TriedCall] = []
-        self._planned, self._asked = dict[str, str](), dict[str, str]()
+        self._planned, self._answers = dict[str, str](), dict[str, str]()
 
     def say(self, text: str, style: str = "") -> None:
         if self._console is not None:
@@ -219,7 +219,7 @@ class _Stage:
         self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
         self.say("\n".join(f"          {line}" for line in request["description"].splitlines()[1:]), "dim")
         known = request["args"]["recipient"] != ATTACKER
-        self._asked[request["tool_call_id"]] = "alice approved" if known else "alice rejected"
+        self._answers[request["tool_call_id"]] = "alice approved" if known else "alice rejected"
         self.say("  alice approves exactly this" if known else "  alice rejects it", "yellow")
         return {"type": "approve" if known else "reject"}
 
@@ -237,8 +237,8 @@ class _Stage:
 
     def _conclude(self, message: ToolMessage) -> None:
         decision, reason, epoch = self._decided()
-        if message.tool_call_id in self._asked:
-            decision, reason = f"asked, {decision}", self._asked[message.tool_call_id]
+        if message.tool_call_id in self._answers:
+            decision, reason = f"asked, {decision}", self._answers[message.tool_call_id]
         happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
         tried = self._planned[message.tool_call_id]
         self.rows.append(TriedCall(len(self.rows) + 1, tried, decision, reason, happened, epoch))

@@ -124,18 +124,18 @@ class TokenExchange(Secret):
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
         actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}
         target = {"resource": resource, "audience": audience, "scope": scope}
-        return self._asked({"grant_type": GRANT, "subject_token": subject_token, **own, **actor, **target})
+        return self._post({"grant_type": GRANT, "subject_token": subject_token, **own, **actor, **target})
 
     exchange, aexchange = both(_exchange)
 
     def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
         """Exchange another issuer's assertion (RFC 7523 §2.1). Raises like `exchange`."""
         asked = {"grant_type": ASSERTION_GRANT, "assertion": assertion, "resource": resource, "scope": scope}
-        return self._asked(asked)
+        return self._post(asked)
 
     grant, agrant = both(_grant)
 
-    def _asked(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
+    def _post(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
         sent = form = {name: value for name, value in asked.items() if value is not None}
         if self._assertion is not None:  # the function may block, because it may ask another process
             made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import members_of
-from langchain_runtime_authz.facts.argument_atoms import FIELD
+from langchain_runtime_authz.facts.call_arguments import FIELD
 from langchain_runtime_authz.facts.normal_forms import (
     REMEMBERED,
     TELLING,

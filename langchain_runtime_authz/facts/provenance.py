@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.argument_atoms import CallAtoms, Item
+from langchain_runtime_authz.facts.call_arguments import Item, TracedArguments
 from langchain_runtime_authz.facts.normal_forms import fold, forms_of, key, mentions_in, skeleton, tidy
 from langchain_runtime_authz.facts.output_reading import Prose, SeenValue
 
@@ -180,24 +180,24 @@ class Evidence(NamedTuple):
     texts: TextsRead = NO_TEXTS
 
 
-def trace_arguments(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
+def trace_arguments(traced: TracedArguments, evidence: Evidence) -> dict[str, Provenance]:
     """Return the provenance of the critical and date arguments that are not empty."""
-    traced: dict[str, Provenance] = {}
-    for name, kind, value, items, _ in atoms.atoms:
+    sources: dict[str, Provenance] = {}
+    for name, kind, value, items, _ in traced.arguments:
         if items is None:
-            traced[name] = Provenance("unknown", "outside", kind=kind)
+            sources[name] = Provenance("unknown", "outside", kind=kind)
         elif items and items[0].value is value:
-            traced[name] = Provenance(*_item(items[0], evidence)[:5], kind)
+            sources[name] = Provenance(*_item(items[0], evidence)[:5], kind)
         elif items:
             found = [_item(item, evidence) for item in items]
-            traced[name] = Provenance(
+            sources[name] = Provenance(
                 class_=max((p.class_ for p in found), key=CLASSES.index),
                 standing=max(found, key=_weakness).standing,
                 lookalike=any(p.lookalike for p in found),
                 kind=kind,
                 items=found,
             )
-    return traced
+    return sources
 
 
 _TOLD: Final = Provenance("human", "told", (Attribution("human"),))

@@ -28,10 +28,10 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
 from langchain_runtime_authz.pep.approval_answers import AskHere
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
+from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, try_claim
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
-from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asks
+from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asking_calls
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
 _SKIPPED: Final[dict[str, list[str]]] = {answer_numbers.OURS: []}  # stored as the answer with a skipped number
@@ -42,7 +42,7 @@ AskAgain: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value, ap
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
-    known = run.schemas_read or not any(call.profile.ordered for call in calls)
+    known = run.schemas_read or not any(call.profile.needs_mandate for call in calls)
     return decide_calls(run, calls) if known and entry is None else _decide_with_entry(run, calls, entry, known=known)
 
 
@@ -78,7 +78,7 @@ def decide_together(
         reviewed, row = one.call.reviewed, one.row
         verdict: Any = None
         if not (reviewed and _for_review(one)):
-            verdict = yield from claim_once(run, one)
+            verdict = yield from try_claim(run, one)
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
                 if verdict is None:  # the call asks now, so decide and ask about all calls again
@@ -126,14 +126,14 @@ def decide_one_of(
         listed = ask is not None and _is_open(mine) and any(_asked_by(j, ask.task_id) for j in decided[:position])
         if listed or not first:
             raise GraphInterrupt(())
-    if mine.asks or asked_before:
+    if mine.needs_approval or asked_before:
         # If one of the questions that this graph task asked is open, ask all of them again, even answered ones.
         again = any(_asked_by(j, asking.task) and _is_open(j) for j in decided)
         whole = not asking.here and (first or again)
         scope = decided if whole else [mine]
         settled = yield from asking.ask([j.call for j in scope], scope, counted=True)
         mine = settled[position if whole else 0]
-    verdict: Any = yield from claim_once(run, mine)
+    verdict: Any = yield from try_claim(run, mine)
     if type(verdict) is Conflict:
         mine, verdict = yield from claim_again(run, mine, verdict)
         if verdict is None:
@@ -145,7 +145,7 @@ def decide_one_of(
 def _is_open(decided: DecidedCall) -> bool:
     """Return True if a graph task asked about the call, and the question is open."""
     ask = decided.approval
-    return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.asks
+    return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.needs_approval
 
 
 class _Asking:
@@ -179,10 +179,10 @@ class _Asking:
             rounds, withdrawn = yield from self._repeat(decided)
             if rounds:
                 decided = yield from decide_calls(run, calls)
-            asking = [j for j in decided if _asks(j)]
+            asking = [j for j in decided if _must_ask(j)]
             refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
             fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
-            late = self.pauses and bool(fresh) and self._is_late(decided, fresh, rounds)
+            late = self.pauses and bool(fresh) and self._belongs_to_another(decided, fresh, rounds)
             if fresh and self.pauses and self.turn is not None and (late or not self.turn()):
                 raise GraphInterrupt(())
             if fresh and (self.here or self.pauses) and not late:
@@ -191,7 +191,7 @@ class _Asking:
                 decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
             # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
             code = Code.APPROVAL_VOID if self.here or self.pauses else Code.APPROVAL_UNAVAILABLE
-            decided = [_denied(j, refused.get(j.key, code)) if _asks(j) else j for j in decided]
+            decided = [_denied(j, refused.get(j.key, code)) if _must_ask(j) else j for j in decided]
             return [
                 _denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided
             ]
@@ -207,8 +207,8 @@ class _Asking:
         """
         asked = [(j, a) for j in decided if self.task and (a := _asked_by(j, self.task)) and not _for_review(j)]
         if self.turn is not None:  # the node's code may ask in between, so a spent approval is not a round
-            asked = [(j, a) for j, a in asked if a.state != "spent" or not j.asks]
-        if (asked or any(j.asks for j in decided)) and self._keyed:
+            asked = [(j, a) for j, a in asked if a.state != "spent" or not j.needs_approval]
+        if (asked or any(j.needs_approval for j in decided)) and self._keyed:
             private.drop_plain_answer(self.config)
         rounds = max((a.round for _, a in asked), default=-1) + 1
         heard, withdrawn = self._known()
@@ -227,7 +227,7 @@ class _Asking:
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
-    def _is_late(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
+    def _belongs_to_another(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
         """Return True if a new question would receive the answer to another question."""
         # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
         if not self._keyed and private.unused_answer(self.config) is not None:
@@ -243,7 +243,7 @@ class _Asking:
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""
         run, config = self.run, self.config
-        yield from record_asks(run, fresh)
+        yield from record_asking_calls(run, fresh)
         yield from approval_questions.notify_changed(run, fresh, self.task)
         yield from self._pass_others()
         opened = approval_questions.question_rows(run, fresh, rounds, self.task, private.interrupt_id(config))
@@ -310,18 +310,18 @@ def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) ->
 
 def _for_review(decided: DecidedCall) -> bool:
     """Return True if another review asks about the call first, and may permit it."""
-    left = decided.decision.permit or decided.asks or decided.approval is not None
+    left = decided.decision.permit or decided.needs_approval or decided.approval is not None
     return decided.call.reviewed and not decided.replay and left
 
 
-def _asks(decided: DecidedCall) -> bool:
+def _must_ask(decided: DecidedCall) -> bool:
     """Return True if we must ask about the call."""
-    return decided.asks and not _for_review(decided)
+    return decided.needs_approval and not _for_review(decided)
 
 
 def _askable(decided: DecidedCall) -> bool:
     """Return True if we must ask, and a second parse gives the same arguments."""
-    return _asks(decided) and parses_alike(decided.call)
+    return _must_ask(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
@@ -329,8 +329,8 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
 
     The root entry cannot record it for a child graph with a thread of its own. A late answer does not count.
     """
-    snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
-    still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
+    snapshot, shown = (yield Load(run.scope, Query(questions=True))), {a.id for _, a in asked}
+    still = [a for a in snapshot.questions if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
         question = approval_questions.interrupt_value(asked)
         with suppress(ValueError):  # then no decision fits its question

@@ -299,7 +299,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             strict = private.resumes_strictly(self.config)
             given = yield from inputs.record_resume(entry, given, state, plain=plain, older=older, strict=strict)
-        elif state is not None and again and inputs.open_questions(state, entry.asks, entry.now) != state.interrupts:
+        elif state is not None and again and inputs.open_questions(state, entry) != state.interrupts:
             given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []

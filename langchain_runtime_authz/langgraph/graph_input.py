@@ -29,9 +29,9 @@ from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.state_updates import channel_value, messages_in, unwrap_overwrite
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
-from langchain_runtime_authz.ledger.base import Approval, Query
+from langchain_runtime_authz.ledger.base import Approval, Query, Snapshot
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, asks_shown, is_shown_by
+from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, questions_shown
 from langchain_runtime_authz.pep.corrections import CLOSED, MAX_DEPTH, commit_answers, record_replies, texts_in
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry
@@ -136,10 +136,10 @@ def other_watched(channels: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
 
 
-def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
+def open_questions(state: StateSnapshot, loaded: Snapshot | OpenedEntry) -> tuple[Interrupt, ...]:
     """Return a state's interrupts, without answered or expired approval questions."""
-    waits = [a for a in asks if not 0 < a.expires_at <= now]
-    waiting = {a.interrupt_id for a in asks_shown(waits, {i.id: i.value for i in state.interrupts})}
+    waits = [a for a in loaded.questions if not 0 < a.expires_at <= loaded.now]
+    waiting = {a.interrupt_id for a in questions_shown(waits, {i.id: i.value for i in state.interrupts})}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
@@ -185,34 +185,34 @@ def record_resume(
     `older`: the config names an older checkpoint. If its step has ended, return None, so that a fork asks for approvals
     again. `strict`: LangGraph refuses all answers if one has the id of no waiting question.
     """
-    questions = {i.id: i.value for i in state.interrupts}
+    interrupts = {i.id: i.value for i in state.interrupts}
     # At an older checkpoint, `state.interrupts` contains answered questions too.
     waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
-    if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, questions.values())):
+    if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, interrupts.values())):
         return None
     if not (by_id := is_resume_map(given.resume)) and len(waiting) != 1:
         return given  # no question waits, or several, for which LangGraph refuses a plain value
     values: Any = given.resume if by_id else dict.fromkeys(waiting, given.resume)
     if strict and by_id and not older and not waiting.issuperset(values):
         return given  # LangGraph refuses all of it
-    answered = {i: v for i, v in values.items() if i in questions}
-    own = [a for a in entry.asks if a.allowed == TAKES_ANY]
-    asks = asks_shown(entry.asks, {i: questions[i] for i in answered})
-    yield from commit_answers(entry.run, asks, answered, questions)
-    reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
+    answered = {i: v for i, v in values.items() if i in interrupts}
+    own = [a for a in entry.questions if a.allowed == TAKES_ANY]
+    asked = questions_shown(entry.questions, {i: interrupts[i] for i in answered})
+    yield from commit_answers(entry.run, asked, answered, interrupts)
+    reviewed = {a.interrupt_id for a in asked if a.allowed != PLAIN}
     offered = {i.id: frozenset(choices_in(getattr(i, "response_schema", None))) for i in state.interrupts}
-    words = {i: " ".join(texts_in(v)) for i, v in questions.items()}
+    words = {i: " ".join(texts_in(v)) for i, v in interrupts.items()}
     said = {i: without_consent(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
-    yield from record_replies(entry.run, questions, said, own)
-    answered = {i: mark_answer(v, questions[i], i, entry.asks) for i, v in answered.items()}
+    yield from record_replies(entry.run, interrupts, said, own)
+    answered = {i: mark_answer(v, interrupts[i], i, entry.questions) for i, v in answered.items()}
     # `goto` starts other tasks than the waiting ones, with other interrupt ids.
-    plain = plain or (bool(given.goto) and not any(approval_ids(questions[i]) for i in waiting))
+    plain = plain or (bool(given.goto) and not any(approval_ids(interrupts[i]) for i in waiting))
     return given if plain and not by_id else replace(given, resume=answered)
 
 
-def mark_answer(answer: object, question: Any, interrupt_id: str, asks: Sequence[Approval]) -> object:
+def mark_answer(answer: object, question: Any, interrupt_id: str, questions: Sequence[Approval]) -> object:
     """Mark an answer to an approval question, so that no other question receives it."""
-    if not is_shown_by(question, interrupt_id, asks):
+    if not is_shown_by(question, interrupt_id, questions):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
 
@@ -291,18 +291,19 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     if value is None:
         run.keyed_thread = thread
         return None
-    questions = yield from _shown(run, config, namespace, heard.checkpoint)
-    snapshot = yield Load(run.scope, Query(asks=True))
-    asks = asks_shown(snapshot.asks, questions)
-    ids = {a.interrupt_id for a in asks}
+    interrupts = yield from _shown(run, config, namespace, heard.checkpoint)
+    snapshot = yield Load(run.scope, Query(questions=True))
+    asked = questions_shown(snapshot.questions, interrupts)
+    ids = {a.interrupt_id for a in asked}
     by_id = private.is_resume_map(value)
-    given: dict[str, object] = {i: v for i, v in value.items() if i in questions} if by_id else {}
+    given: dict[str, object] = {i: v for i, v in value.items() if i in interrupts} if by_id else {}
     given = dict.fromkeys(ids, value) if not by_id and len(ids) == 1 else given
     if ids & given.keys():
-        yield from commit_answers(run, [a for a in asks if a.interrupt_id in given], given, questions)
-    if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks)):
+        yield from commit_answers(run, [a for a in asked if a.interrupt_id in given], given, interrupts)
+    if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.questions)):
         run.keyed_thread = thread  # a plain answer does not count for a question that nobody was shown
-    return {i: mark_answer(v, questions[i], i, snapshot.asks) for i, v in given.items()} if given or by_id else None
+    marked = {i: mark_answer(v, interrupts[i], i, snapshot.questions) for i, v in given.items()}
+    return marked if marked or by_id else None
 
 
 def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
@@ -320,7 +321,7 @@ def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> N
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return interrupt id → value of a pause's questions. Record those of reviews."""
+    """Return interrupt id → value of a pause's interrupts. Record those of reviews."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:
@@ -329,8 +330,8 @@ def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str 
     if checkpoint is not None and not namespace:
         place["checkpoint_id"] = checkpoint
     # The checkpoint with the pause was stored before the resume. Later ones may not be stored yet.
-    asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
-    found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
+    paused = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
+    found = yield find_checkpoint(saver, {"configurable": place}, paused, limit=MAX_STEPS)
     if found is None:
         return {}
     messages = [newest_plan(found.checkpoint["channel_values"])]

@@ -276,8 +276,8 @@ class NodeCalls:
 
     def over(self, run: Run, exc: BaseException | None) -> Flow[None]:
         """End the node: raise its open question, or ask about the waiting calls."""
-        asks = self.question or self.held
-        if not asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
+        paused = self.question or self.held
+        if not paused or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
             return
         run.pause()
         if self.question is None:

@@ -184,9 +184,9 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
         if len(asked) == 1:
             # The node may be a review, which asks about the calls of the newest message.
             yield from note_question(run, [*reversed(node.plans.inside), newest_plan(input)], asked[0])
-            asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
+            questions = (yield Load(run.scope, Query(questions=True))).questions if approval_ids(asked[0].value) else ()
             # The ledger has a mark for an approval question, unless a node made up the ids.
-            known = is_shown_by(asked[0].value, own, asks)
+            known = is_shown_by(asked[0].value, own, questions)
             yield Commit(run.scope, None, [SetMark(f"{OF_TASK}{own}", "own", once=known)])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:

@@ -103,7 +103,7 @@ def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[BaseTool]:
     if owner_of(graph) is None:
         base = type(graph)
         if base not in protection.classes:
-            protection.classes[base] = _entry_class(base, protection)
+            protection.classes[base] = _protected_class(base, protection)
         graph.__class__ = protection.classes[base]
 
 
@@ -170,7 +170,7 @@ def _without_config(graph: Any) -> Any:
     return graph
 
 
-def _entry_class(base: Any, protection: Protection) -> Any:
+def _protected_class(base: Any, protection: Protection) -> Any:
     """Make a subclass of a graph class whose `stream` and `astream` open a run."""
     root_entry = protection.root_entry
 

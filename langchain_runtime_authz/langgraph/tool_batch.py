@@ -165,7 +165,7 @@ class CallTurns:
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
-            awaited = type(one.verdict) is Ticket and bool(one.verdict.opened)  # another call is ordered after it
+            awaited = type(one.verdict) is Ticket and bool(one.verdict.awaited)  # another call is ordered after it
             self.serial |= bool(one.paused or one.answers or one.for_review or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues

@@ -15,7 +15,7 @@ from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz.digest import as_json, digest, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
-from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
+from langchain_runtime_authz.facts.call_arguments import NOTHING_TRACED, traced_arguments
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
 from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
@@ -59,7 +59,7 @@ def describe_call(
             error = Code(exc.code)
     given = frozenset(args if isinstance(sent, str) else sent)
     return Call(
-        tool.name, profile, profiled, raw=raw, args=args, args_digest=args_digest, atoms=atoms_of(profile, args),
+        tool.name, profile, profiled, raw=raw, args=args, args_digest=args_digest, traced=traced_arguments(profile, args),
         given=given if given <= args.keys() else frozenset(args), metadata=tool.metadata, error=error,
         input=ToolInput(tool, sent, parsed, injected, supplied_too, parse), **about,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def injected_in(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, 
 def unknown_call(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
     """Return a `Call` from what the model wrote, without a tool or a profile."""
     tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
-    return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
+    return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NOTHING_TRACED, error=Code.UNKNOWN_TOOL)
 
 
 def may_be(call: Call, sent: Mapping[str, Any]) -> bool:

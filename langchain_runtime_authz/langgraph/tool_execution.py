@@ -145,8 +145,8 @@ def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
 class ToolExecution(CodeScope):
     """One execution of a tool. `guard`: a `ToolGuard`, or the callback's run id."""
 
-    __slots__ = ("_asked", "_before", "_span", "arrived", "call", "config", "guard", "mints", "parsed", "returned",
-                 "stages")  # fmt: skip
+    __slots__ = ("_answer_numbers", "_before", "_span", "arrived", "call", "config", "guard", "mints", "parsed",
+                 "returned", "stages")  # fmt: skip
 
     def __init__(self, guard: object, arrived: ArrivedCall) -> None:
         one, config, parsed = arrived.one, dict(arrived.config), arrived.parsed
@@ -159,7 +159,7 @@ class ToolExecution(CodeScope):
         self.parsed, front = parsed, current_scope.get()
         place = front.place if type(front) is PendingCall else None
         self.config: Any
-        self.config, self._asked = counting_questions(config, place, arrived.answers)
+        self.config, self._answer_numbers = counting_questions(config, place, arrived.answers)
         self.stages: list[Stage] = []
         self.returned: Any = None
 
@@ -243,7 +243,7 @@ class ToolExecution(CodeScope):
         if state != "suspended" and not self.stages and (self.ticket.withdraw() or state != "unknown"):
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node asks it, the answer will have the question's number.
-        answered = [*self._asked][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]
+        answered = [*self._answer_numbers][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]
         result, returned = messages.only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
             returned = output.content if failed else exc

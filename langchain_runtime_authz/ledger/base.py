@@ -88,11 +88,11 @@ class CallRow(NamedTuple):
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
 
-class Doubt(NamedTuple):
+class InDoubtCall(NamedTuple):
     """A call in doubt: it began and has no known outcome.
 
     The call is `claimed` while its lease is live, `unknown` afterwards, and `void` if a resolution says that it did not
-    happen. RULE: while a call is in doubt, other calls with its deed (effect and target) ask an approver (`asks`). This
+    happen. RULE: while a call is in doubt, other calls with its deed (effect and target) ask an approver (`must_ask`). This
     is checked when such a call is decided, and again when it is claimed. The doubt ends with a resolution, with an
     approval whose question named it, or after `LASTS` seconds.
     """
@@ -118,7 +118,7 @@ class Doubt(NamedTuple):
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
-    def asks(self, key: str, scope: Scope, about: Mapping[str, Any], now: float) -> bool:
+    def must_ask(self, key: str, scope: Scope, about: Mapping[str, Any], now: float) -> bool:
         """Return True if the call `key` must ask an approver because of this doubt.
 
         `scope`, `about`: thread and facts of the call `key`. It has the subject and the deed of the call in doubt.
@@ -129,10 +129,10 @@ class Doubt(NamedTuple):
         if row.key == about.get("within") or now - row.at >= LASTS:  # the doubted call's own tool makes the call
             return False
         if row.state == "claimed":
-            return self._asks_while_claimed(scope, about)
+            return self._must_ask_while_claimed(scope, about)
         return row.state == "unknown" and not ("failed" in known and self._same_message(scope, about))
 
-    def _asks_while_claimed(self, scope: Scope, about: Mapping[str, Any]) -> bool:
+    def _must_ask_while_claimed(self, scope: Scope, about: Mapping[str, Any]) -> bool:
         """Return True if the call with the facts `about` asks while this one may run."""
         known = self.row.about or {}
         equal = known.get("args_digest") == about["args_digest"]
@@ -190,7 +190,7 @@ class Approval:
     approvers: tuple[str, ...] = ()  # who has approved so far
     behind: tuple[str, ...] = ()  # the subject's identifiers, and for whom the subject acts
     trace: str = ""  # W3C `traceparent` of the span that asked; used only to link spans
-    doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
+    doubts: tuple[str, ...] = ()  # the doubts (`InDoubtCall.name`) that the question names
     confirms: str = ""  # the mandate's counter of approvals (`Standing.confirms`), if the question shows the mandate
 
     def listed(self, id: str | None, now: float) -> bool:
@@ -208,7 +208,7 @@ class Query:
     calls: tuple[str, ...] = ()  # call keys; loads the calls' rows and approvals
     agent: AgentPath = ()  # the agent whose revocation to look up
     log: bool = False  # load the task's texts, pending texts, `underway` and `live`
-    asks: bool = False  # load open questions
+    questions: bool = False  # load open questions
     marks: tuple[str, ...] = ()  # names of the marks to load
     values: tuple[str, ...] = ()  # keys (`facts.normal_forms.key`) whose sightings to load
     counters: tuple[str, ...] = ()  # budgets whose counts to load
@@ -233,13 +233,13 @@ class Snapshot:
     edges: tuple[Edge, ...]
     log: tuple[HumanText, ...] = ()
     pending: tuple[HumanText, ...] = ()  # pending texts: they changed the task, but the graph's state lacks them
-    asks: tuple[Approval, ...] = ()
+    questions: tuple[Approval, ...] = ()
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False  # the lease of a root entry was not ended, and is live or expired less than `LAPSED` ago
     live: bool = False  # the lease of a root entry is live
     values: Mapping[str, tuple[SeenValue, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
-    doubts: tuple[Doubt, ...] = ()
+    doubts: tuple[InDoubtCall, ...] = ()
 
 
 class Guard(NamedTuple):
@@ -318,13 +318,15 @@ class Asked(Protocol):
 class Doubted(Protocol):
     """A store that lists the calls in doubt of all threads of a tenant."""
 
-    def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls in doubt (`Doubt.listed`), or only call `key`.
+    def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[InDoubtCall]:
+        """Return at most `MAX_ASKED` calls in doubt that are `listed`, or only call `key`.
 
         If `scope` is given, only this thread is searched. Calls that are `lost` come first, then newer before older.
         """
 
-    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
+    async def adoubts(
+        self, tenant: str, key: str | None = None, scope: Scope | None = None
+    ) -> Sequence[InDoubtCall]: ...
 
 
 class Awaited(Ledger, Asked, Doubted):
@@ -334,7 +336,7 @@ class Awaited(Ledger, Asked, Doubted):
         """Run `verb` here. A store that may block overrides this, to run it in a thread."""
         return verb(*args)
 
-    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
+    async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[InDoubtCall]:
         return await self._in_thread(self.doubts, tenant, key, scope)
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:

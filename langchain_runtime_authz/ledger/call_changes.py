@@ -92,7 +92,7 @@ class ClaimCall(Change):
         deeds = (self.deed, *self.also)
         return scope is not None and any(
             one.hits(deeds)
-            and (one.unnoted(self.key) or (one.asks(self.key, scope, about, now) and one.name not in told))
+            and (one.unnoted(self.key) or (one.must_ask(self.key, scope, about, now) and one.name not in told))
             for deed in deeds
             if deed in t.open
             for one in calls_in_doubt(t.open, scope.tenant, deed, now, self.subject)

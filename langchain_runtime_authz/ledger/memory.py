@@ -106,12 +106,12 @@ class MemoryLedger(b.Awaited):
             found.sort(key=lambda one: (-self._threads[one[0]].at, one[0], one[1].call_key))
             return found[: b.MAX_ASKED]
 
-    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.InDoubtCall]:
         with self._lock:
             now = self._latest = ledger_time(self._clock(), self._latest)
             if key is not None:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
-                return [b.Doubt(s, t.subject, t.call(key, now)) for s, t in held if scope in (None, s)]
+                return [b.InDoubtCall(s, t.subject, t.call(key, now)) for s, t in held if scope in (None, s)]
             found = [one for deed in [*self._open] for one in calls_in_doubt(self._open, tenant, deed, now)]
             listed = [one for one in found if one.listed(now) and scope in (None, one.scope)]
             return sorted(listed, key=lambda one: (not one.row.lost, -one.row.at))[: b.MAX_ASKED]

@@ -166,7 +166,7 @@ class SqlLedger(b.Awaited):
         asked = [(b.Scope(*json.loads(scope)), rows.parse_row(b.Approval, body)) for scope, body in found]
         return [one for one in asked if one[1].listed(id, now)][: b.MAX_ASKED]
 
-    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
+    def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.InDoubtCall]:
         where, by = (OPEN, ()) if key is None else ("c.key = ?", (rows.to_json(key),))
         if scope is not None:
             where, by = f"{where} AND c.thread = ?", (*by, rows.thread_key(scope))
@@ -331,12 +331,12 @@ def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | N
     return (bytes(leases[0][0]), None, jti) if leases else None
 
 
-def _doubt(row: Row, now: float) -> b.Doubt:
+def _doubt(row: Row, now: float) -> b.InDoubtCall:
     scope, subject, expires, *call = row
     found = rows.call_row(*call)
     if found.state == "claimed" and (expires is None or now >= expires):
         found = found._replace(state="unknown")
-    return b.Doubt(b.Scope(*json.loads(scope)), json.loads(subject), found)
+    return b.InDoubtCall(b.Scope(*json.loads(scope)), json.loads(subject), found)
 
 
 def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:

@@ -165,7 +165,7 @@ class Needs:
             calls=set(query.calls),
             approvals=set(query.calls),
             living=query.log,
-            open=query.asks,
+            open=query.questions,
             edges=True,
             log=query.log,
             pending=query.log,
@@ -178,16 +178,16 @@ class Needs:
 
 def calls_in_doubt(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
-) -> tuple[b.Doubt, ...]:
+) -> tuple[b.InDoubtCall, ...]:
     """Return a deed's calls in doubt, from `found` (`Thread.open`).
 
     With `subject`, return only those because of which another call of this subject may have to ask an approver.
     """
-    kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
+    kinds: dict[str, list[b.InDoubtCall]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
             continue
-        one, state = b.Doubt(t.scope, t.subject, t.call(key, now)), t.calls[key].state
+        one, state = b.InDoubtCall(t.scope, t.subject, t.call(key, now)), t.calls[key].state
         if subject is None or state != "unknown" or now - one.row.at < b.LASTS:
             kinds[state].append(one)
     if subject is not None and not deed.endswith(f":{SEVERAL}"):
@@ -243,8 +243,8 @@ def take_snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
     if t.forgotten is not None:
         lost = {name: UNKNOWN_COUNT for name in query.counters if name not in t.budgets and name in t.forgotten}
         found.counters = {**found.counters, **lost}
-    if query.asks:
-        found.asks = tuple(a for a in t.approvals.values() if a.state == "asked")
+    if query.questions:
+        found.questions = tuple(a for a in t.approvals.values() if a.state == "asked")
     if query.log:
         found.log, found.pending = tuple(t.log), tuple(t.pending)
         found.live = any(_underway(lease, now) and now < lease.expires_at for lease in t.leases.values())

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import same_json
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, has_empty_item, is_empty, uncovered
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, has_empty_item, is_empty, uncovered
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
@@ -29,7 +29,7 @@ from langchain_runtime_authz.mandate.date_matching import is_between, number_or_
 from langchain_runtime_authz.mandate.description import describe, quote_values
 from langchain_runtime_authz.mandate.output_rows import Row, choose, path_below, prose, record_key, rows_of, values_of
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, holds_borrowed, holds_unbacked
-from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
+from langchain_runtime_authz.tool_profile import DESTINATIONS, ToolProfile, kind_of
 from langchain_runtime_authz.tool_profile import value_at as argument_of
 
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with

@@ -1,7 +1,7 @@
 """Match a whole call with a mandate: find its step, deviations and budgets.
 
-A call is covered if one step orders all of its values, and earlier calls have not used up the step. `bind_call`
-compares values, and `Binding.standing` decides with the ledger's counts. Both are pure, and never raise.
+A call is covered if one step orders all of its values, and earlier calls have not used up the step. `match_call`
+compares values, and `MandateMatch.standing` decides with the ledger's counts. Both are pure, and never raise.
 
 Calls are counted by the `deed` of their step, or by the step's id if it has no deed. If an approver permits a call that
 deviates, the call uses up the step from which it deviates least. So the same action does not run twice.
@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any, Final, NamedTuple
 from weakref import ref
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, is_empty, uncovered
+from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, uncovered
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
 from langchain_runtime_authz.mandate.date_matching import are_upcoming, dates_of, in_zone, names_zone
@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.description import describe_condition, desc
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import has_comma, is_same, known_same, may_hold, touches_unwanted
-from langchain_runtime_authz.tool_profile import ToolProfile, kind_of, value_at
+from langchain_runtime_authz.tool_profile import DESTINATIONS, ToolProfile, kind_of, value_at
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
@@ -56,7 +56,7 @@ class Spend(NamedTuple):
 class Standing(NamedTuple):
     """A call's standing (`CallStanding`), and the counters that its claim adds to.
 
-    `opened`: if a later step waits for this call, the counter of calls that did not succeed yet. A success lowers it.
+    `awaited`: if a later step waits for this call, the counter of calls that did not succeed yet. A success lowers it.
     `confirms`: if the call's question shows the whole mandate, the counter of approvals, which confirm the mandate.
     """
 
@@ -64,7 +64,7 @@ class Standing(NamedTuple):
     step: str | None = None
     deviations: tuple[Deviation, ...] = ()
     spends: tuple[Spend, ...] = ()
-    opened: str = ""
+    awaited: str = ""
     confirms: str = ""
 
 
@@ -88,7 +88,7 @@ class _Plan(NamedTuple):
     settled: frozenset[str]  # arguments that the step names, or that may have any value
     counter: str  # counts the calls that use up the step
     maximum: int  # number of calls that the step orders
-    open: str  # counts calls without success yet, if a later step waits for this one
+    awaited: str  # counts calls without success yet, if a later step waits for this one
     row: str  # prefix of the counters of its records
     confirm: str  # counts approvals of the whole mandate, if one is needed
     shown: bool  # one question can show the whole mandate
@@ -121,11 +121,11 @@ class _Wait(NamedTuple):
 
     step: Step
     taken: str  # the counter of the step's calls
-    open: str  # the counter of those that did not succeed yet; must be 0
+    awaited: str  # the counter of those that did not succeed yet; must be 0
     least: int  # number of calls that the step needs
 
 
-class _Match(NamedTuple):
+class _StepMatch(NamedTuple):
     """The comparison of a call with one step, before the counts are known."""
 
     plan: _Plan
@@ -134,29 +134,32 @@ class _Match(NamedTuple):
     wait: _Wait | None
 
 
-class Binding:
+class MandateMatch:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
-    `alone`: counters of awaited steps. Of the message's earlier calls, only those that may not run add to them.
+    `awaited`: counters of awaited steps. Of the message's earlier calls, only those that may not run add to them.
     """
 
-    __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")
+    __slots__ = ("_limit", "_matches", "_otherwise", "awaited", "counters")
 
     def __init__(
-        self, otherwise: Standing, matches: Sequence[_Match] = (), limit: Spend | None = None, *, alone: bool = False
+        self,
+        otherwise: Standing,
+        matches: Sequence[_StepMatch] = (),
+        limit: Spend | None = None,
+        awaited: Collection[str] = (),
     ) -> None:
-        self._otherwise, self._matches, self._limit = otherwise, matches, limit
-        self.alone = {match.wait.open for match in matches if match.wait} if alone else ()
+        self._otherwise, self._matches, self._limit, self.awaited = otherwise, matches, limit, awaited
         counters = {} if limit is None else {limit.counter: limit.by}
         for plan, _, rows, wait in matches:
             if wait is not None:
-                counters = {wait.taken: 0, wait.open: 0, **counters}
+                counters = {wait.taken: 0, wait.awaited: 0, **counters}
             if plan.confirm:
                 counters[plan.confirm] = 0
             if plan.counter:
                 counters[plan.counter] = 1
-                if plan.open:
-                    counters[plan.open] = 1
+                if plan.awaited:
+                    counters[plan.awaited] = 1
             for group in rows:
                 counters.update(dict.fromkeys(group, 1))
         self.counters: Mapping[str, int] = counters
@@ -181,9 +184,9 @@ def _distance(standing: Standing) -> tuple[int, int]:
     return sum(d.argument != "" for d in standing.deviations), len(standing.deviations)
 
 
-def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
+def _stand(match: _StepMatch, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
     plan, deviations, groups, wait = match
-    step, opened, confirms = plan.step, "", ""
+    step, awaited, confirms = plan.step, "", ""
     if plan.counter:
         spent = counts.get(plan.counter, 0) >= plan.maximum
         rows = []
@@ -193,32 +196,32 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
                 spent = True
             else:
                 rows.append(Spend(row, step.times))
-        opened = "" if spent and (deviations or groups) else plan.open  # a retry makes up for its own failure
+        awaited = "" if spent and (deviations or groups) else plan.awaited  # a retry makes up for its own failure
         if spent:
             deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
-            spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
-    if wait is not None and (counts.get(wait.taken, 0) < wait.least or counts.get(wait.open)):
+            spends = (*spends, Spend(plan.awaited, UNBOUNDED)) if plan.awaited else spends
+    if wait is not None and (counts.get(wait.taken, 0) < wait.least or counts.get(wait.awaited)):
         first = f"step `{step.after}` to succeed first: {described_step(wait.step)}"
         deviations = [*deviations, Deviation("", "after", first)]
     if plan.confirm and not counts.get(plan.confirm):
         confirms = plan.confirm if not deviations and plan.shown else ""
         deviations = [*deviations, Deviation("", "confirm", "")]
-    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, opened, confirms)
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, awaited, confirms)
 
 
-_NO_MANDATE: Final = Binding(Standing("none"))
+_NO_MANDATE: Final = MandateMatch(Standing("none"))
 _OUTSIDE: Final = Standing("outside")
 
 
-def bind_call(
+def match_call(
     mandate: Mandate | None,
     call: CallFacts,
     profiles: Mapping[str, ToolProfile],
     outputs: Outputs,
     taken: Collection[str] = (),
-) -> Binding:
+) -> MandateMatch:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
     `outputs`: what the reads returned. `taken`: ids of steps that count as done, whatever counters and outputs say.
@@ -230,7 +233,7 @@ def bind_call(
         index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
-        return Binding(Standing("forbidden", None, (forbidden,)))
+        return MandateMatch(Standing("forbidden", None, (forbidden,)))
     limit: Spend | None = None
     common: tuple[Deviation, ...] = ()
     if effect in index.totals:
@@ -240,13 +243,13 @@ def bind_call(
         else:
             limit = Spend(f"{index.prefix}limit:{effect}", index.totals[effect], amount)
     if call.tool not in index.plans:
-        return Binding(_OUTSIDE, (), limit)
+        return MandateMatch(_OUTSIDE, (), limit)
     profile, plans = index.plans[call.tool]
     if profile is not call.profile:
         plans = [_plan(mandate, index, step, call.profile) for step in mandate.steps if step.tool == call.tool]
         index.plans[call.tool] = call.profile, plans
     matcher = ArgumentMatcher(index.steps, outputs, call)
-    matches: list[_Match] = []
+    matches: list[_StepMatch] = []
     for plan in plans:
         step, after = plan.step, index.steps[plan.step.after] if plan.step.after else None
         deviations, rows = _compare(plan, call, matcher)
@@ -269,9 +272,10 @@ def bind_call(
         groups = []
         for name, keys in rows.items():
             groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
-        matches.append(_Match(plan, deviations, groups, wait))
+        matches.append(_StepMatch(plan, deviations, groups, wait))
     # In a planner's mandate, a write inside may be in one message with the step that it follows.
-    return Binding(_OUTSIDE, matches, limit, alone=mandate.source != "application" and call.profile.inside)
+    waits = mandate.source != "application" and call.profile.inside
+    return MandateMatch(_OUTSIDE, matches, limit, {m.wait.awaited for m in matches if m.wait} if waits else ())
 
 
 def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> _Plan:
@@ -296,7 +300,7 @@ def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> 
         settled=frozenset((*step.args, *profile.free)),
         counter=f"{index.prefix}step:{name}" if profile.side_effect or several else "",
         maximum=step.times * min(limits, default=1),
-        open=f"{index.prefix}open:{name}" if name in index.awaited else "",
+        awaited=f"{index.prefix}open:{name}" if name in index.awaited else "",
         row=f"{index.prefix}row:{name}:",
         confirm=f"{CONFIRMED}{mandate.digest}" if confirm else "",
         shown=index.shown,
@@ -321,7 +325,7 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
         if call.now is not None and slot.days and not are_upcoming([*slot.days, *dates_of(value)], call.now):
             deviations.append(Deviation(name, "value", f"the next {quote_values(_said(order))}"))
             continue
-        if type(order) is Const and type(value) in SHORT_KINDS and type(order.value) in SHORT_KINDS:
+        if type(order) is Const and type(value) in SCALAR_TYPES and type(order.value) in SCALAR_TYPES:
             short = type(value) is not str or len(value) <= REMEMBERED
             if short and known_same(value, order.value, kind):  # as `check` would find, with less work
                 continue
@@ -341,7 +345,7 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
                 deviations.append(Deviation(name, "value", expected))
     if plan.paired or len(lists) > 1:
         deviations += _crossed(plan.paired, lists if len(lists) > 1 else (), call.args)
-    if call.profile.ordered and not call.given <= plan.settled:
+    if call.profile.needs_mandate and not call.given <= plan.settled:
         deviations += _open(plan, call, matcher)
     if rows:
         each = {slot.order.step for slot in plan.slots if isinstance(slot.order, Each)}

@@ -9,7 +9,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
-from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Step

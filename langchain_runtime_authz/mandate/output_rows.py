@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, is_empty
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, SCALAR_TYPES, is_empty
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.facts.output_reading import SHORT
 from langchain_runtime_authz.mandate import read_outputs as reads
@@ -106,7 +106,7 @@ def join_paths(base: str, path: str) -> str:
 def values_of(row: Row, path: str) -> list[Any]:
     """Return the scalars at a path within the record; `[None]` if there are too many."""
     nodes = reads.values_at(row.record, path)
-    if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
+    if len(nodes) == 1 and type(nodes[0]) in SCALAR_TYPES and nodes[0] != "":
         return nodes
     return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
 

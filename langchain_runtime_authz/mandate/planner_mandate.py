@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz._validate import as_list, as_mapping
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
 from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
@@ -28,7 +27,7 @@ from langchain_runtime_authz.mandate.plain_orders import Known, synonyms, words_
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
-from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile, kind_of
+from langchain_runtime_authz.tool_profile import DESTINATIONS, EFFECTS, ToolProfile, kind_of
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
 _MAX_NEEDS: Final = 256  # values of one mandate
@@ -231,7 +230,7 @@ class _Check:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             listed = as_list(as_mapping(self.schemas[step.tool].get(name)).get("enum"))
             for value in _values(argument):
-                if not profile.ordered and (isinstance(value, bool) or value in listed):
+                if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
                 yield NeededValue(

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import output_reading
-from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, is_empty
+from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, is_empty
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, mentions_in, tidy
 from langchain_runtime_authz.facts.output_reading import copy_output as take

@@ -16,7 +16,7 @@ from posixpath import normpath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ARGUMENT_NODES, SHORT_KINDS
+from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, SCALAR_TYPES
 from langchain_runtime_authz.facts.normal_forms import (
     EXACT,
     MAX_VALUE,
@@ -31,6 +31,7 @@ from langchain_runtime_authz.facts.normal_forms import (
 from langchain_runtime_authz.mandate import date_matching as moments
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
+from langchain_runtime_authz.tool_profile import DESTINATIONS
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
@@ -58,7 +59,7 @@ def is_same(value: object, constant: object, kind: str) -> bool:
     - Destinations: a number may be an account or a telephone number. "Bob <bob@x.org>" counts as the address alone.
     """
     for one in (value, constant):
-        if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
+        if type(one) not in SCALAR_TYPES or (type(one) is str and len(one) > REMEMBERED):
             return _same(value, constant, kind)
     return known_same(value, constant, kind)
 

@@ -112,7 +112,7 @@ class _Turn:
         self.language, self.data, self.today = language, language.data, today
         known = {n: profile for n, profile in profiles.items() if not profile.draft and 0 < len(n) <= MAX_NAME}
         tools = [ToolWords(name, profile, schemas.get(name), language) for name, profile in known.items()]
-        self.tools = [tool for tool in tools if tool.profile.ordered]
+        self.tools = [tool for tool in tools if tool.profile.needs_mandate]
         self.reads = [tool for tool in tools if tool.effect == "read"]
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
@@ -149,7 +149,7 @@ class _Turn:
         steps: dict[tuple[object, ...], Step] = {}
         for tool, step in self.kept:
             said = (step.tool, *_said(step).items())
-            if tool.profile.ordered and said not in steps:  # a repeated order counts once
+            if tool.profile.needs_mandate and said not in steps:  # a repeated order counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
         schemas = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
         numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, schemas)
@@ -245,7 +245,7 @@ class _Turn:
         if self.kept and self._retracts(tokens):
             raise _UnclearError("it may take back an order before it")
         found = [(match, match.steps(self.digest)) for match in matches] or self._elided(tokens)
-        acts = any(match.tool.profile.ordered for match, _ in found)
+        acts = any(match.tool.profile.needs_mandate for match, _ in found)
         if not any(steps for _, steps in found):
             stop = next(
                 (f"`{t.text}` leaves" for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)), ""
@@ -296,7 +296,7 @@ class _Turn:
     def _keep(self, tool: ToolWords, step: Step) -> None:
         """Add a step; refuse the turn if an order with the same target may depend on it."""
         hit = _targets(tool, step)
-        for other, known in self.kept if tool.profile.ordered else ():
+        for other, known in self.kept if tool.profile.needs_mandate else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
             if shared and (other is not tool or _said(known) != _said(step)):
                 raise _UnclearError(_SAME if other is tool else _FIRST)

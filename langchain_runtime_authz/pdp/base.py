@@ -139,7 +139,7 @@ class Evaluator:
         self._observes = type(pdp) is ObserveOnly
         while type(pdp) is ObserveOnly:
             pdp = pdp.real
-        self._asked = pdp
+        self._inner = pdp
         self._batch = pdp if isinstance(pdp, BatchPDP) else None
 
     @property
@@ -166,7 +166,7 @@ class Evaluator:
             answer: object = TimeoutError()
             try:
                 if self._now() < until:
-                    answer = self._asked.evaluate(what) if batch is None else batch.evaluate_batch(what)
+                    answer = self._inner.evaluate(what) if batch is None else batch.evaluate_batch(what)
             except _STOPS:
                 raise
             except BaseException as exc:  # noqa: BLE001  (an engine's panic may not be an `Exception`; all of them deny)
@@ -187,7 +187,7 @@ class Evaluator:
         if self._batch is not None and len(asked) > 1:
             answers = await self._aask(self._batch.aevaluate_batch, asked, until)
             return self._placed(bodies, self._concluded_all(answers, len(asked), until), began)
-        decided = [self._concluded(await self._aask(self._asked.aevaluate, b, until), until) for b in asked]
+        decided = [self._concluded(await self._aask(self._inner.aevaluate, b, until), until) for b in asked]
         return self._placed(bodies, decided, began)
 
     async def _aask(self, ask: Callable[[Any], Awaitable[object]], what: object, until: float) -> object:
@@ -272,7 +272,7 @@ class Composed:
         return self._real.pdp.revision
 
     @property
-    def behind(self) -> tuple[PDP, ...]:
+    def wrapped_pdps(self) -> tuple[PDP, ...]:
         """Return the wrapped PDPs."""
         return (self._real.pdp,)
 

@@ -53,7 +53,7 @@ class DenyOverrides(Composed):
         return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
 
     @property
-    def behind(self) -> tuple[PDP, ...]:
+    def wrapped_pdps(self) -> tuple[PDP, ...]:
         return tuple(e.pdp for e in self._all)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:

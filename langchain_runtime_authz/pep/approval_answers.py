@@ -32,18 +32,18 @@ from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Run
 
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
-_YES: Final = frozenset([
+YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
     "continue", "proceed"])  # fmt: skip
-_NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
+NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may contain a yes or no
 
 
-def read_answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return a resume value's answers to the questions `asks`, also `malformed` ones."""
+def read_answers(questions: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
+    """Return a resume value's answers to the `questions`, also `malformed` ones."""
     groups: dict[str, list[Approval]] = {}
-    for ask in sorted(asks, key=lambda a: a.position):
-        groups.setdefault(ask.interrupt_id, []).append(ask)
+    for question in sorted(questions, key=lambda a: a.position):
+        groups.setdefault(question.interrupt_id, []).append(question)
     given: Mapping[Any, Any] = value if isinstance(value, Mapping) and groups.keys() & value.keys() else {}
     if not given and len(groups) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
         given = dict.fromkeys(groups, value)
@@ -64,15 +64,15 @@ def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
     return decisions if fits else [None] * len(group)
 
 
-def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
+def _answer(question: Approval, decision: object, subject: Subject) -> AnswerApproval:
     given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
-    if ask.source == "hitl":
+    if question.source == "hitl":
         given = _of_inbox(given)
-    if ask.allowed == PLAIN:
+    if question.allowed == PLAIN:
         given = {"type": _said(decision)}
     kind, message = given.get("type"), given.get("message", "")
     state, edited = "malformed", ""
-    if not isinstance(kind, str) or kind not in (ask.allowed or allowed_decisions(ask.plan_id)):
+    if not isinstance(kind, str) or kind not in (question.allowed or allowed_decisions(question.plan_id)):
         pass
     elif kind in ("approve", "yes") and not given.get("edited_action"):
         state = "approved"
@@ -83,11 +83,11 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
     elif kind == "edit" and (edited := _action(given.get("edited_action"))):
         state = "approved"
     return AnswerApproval(
-        call_key=ask.call_key,
+        call_key=question.call_key,
         state=state,  # type: ignore[arg-type]
         approver=subject.principal,
         # What another review showed to the approver is unknown, so its approver does not count as authenticated.
-        authenticated=subject.type == "user" and ask.source != "hitl",
+        authenticated=subject.type == "user" and question.source != "hitl",
         message=message if isinstance(message, str) else "",
         edited=edited,
     )
@@ -104,11 +104,11 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if the answer is a word of `_YES` or `_NO`, else `None`."""
+    """Return "yes" or "no" if the answer is a word of `YES` or `NO`, else `None`."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
-    return "yes" if word in _YES else "no" if word in _NO else None
+    return "yes" if word in YES else "no" if word in NO else None
 
 
 def _action(action: object) -> str:
@@ -129,9 +129,9 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
     return action["name"], action["args"]
 
 
-def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
+def answers_only_some(questions: Sequence[Approval], value: object) -> bool:
     """Return True if a resume value decides some of an interrupt's calls, not all."""
-    groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
+    groups = Counter(a.interrupt_id for a in questions if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
         given = value if named is None else named.get(interrupt_id)
@@ -154,23 +154,23 @@ def remaining_decisions(value: object, question: object, open_ids: Collection[st
     return {"decisions": [d for d, is_open in pairs if is_open]}
 
 
-def correcting_texts(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
+def correcting_texts(questions: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
     """Return a text for each edit, response and rejection with a reason."""
-    by_key = {a.call_key: a for a in asks}
+    by_key = {a.call_key: a for a in questions}
     said = []
     for answer in answered:
-        ask = by_key[answer.call_key]
-        if ask.plan_id is None or answer.state == "malformed":
+        question = by_key[answer.call_key]
+        if question.plan_id is None or answer.state == "malformed":
             continue
-        text = f"Instead of {ask.tool}: {answer.edited}" if answer.edited else answer.message
+        text = f"Instead of {question.tool}: {answer.edited}" if answer.edited else answer.message
         if text and (answer.edited or answer.state != "approved"):
-            said.append(HumanText(content_digest(text), text, f"{ANSWER}{ask.interrupt_id}:{ask.position}"))
+            said.append(HumanText(content_digest(text), text, f"{ANSWER}{question.interrupt_id}:{question.position}"))
     return said
 
 
 def answer_event(
     of: Run | Scope,
-    ask: Approval,
+    question: Approval,
     given: AnswerApproval,
     now: float,
     *,
@@ -180,13 +180,13 @@ def answer_event(
 ) -> tuple[Any, ...]:
     """Return the `Write` effect for an answer. `content`: also record its message."""
     detail = {
-        "approval": ask.id,
-        "call_key": ask.call_key,
-        "args_digest": ask.args_digest,
-        "tool": tool_label(ask.tool),
+        "approval": question.id,
+        "call_key": question.call_key,
+        "args_digest": question.args_digest,
+        "tool": tool_label(question.tool),
         "approver": given.approver,
         "authenticated": given.authenticated,
-        "source": ask.source,
+        "source": question.source,
         "verdict": verdict or ("edit" if given.edited else _VERDICTS[given.state]),
         **detail,
     }
@@ -194,13 +194,15 @@ def answer_event(
         detail["message_digest"] = content_digest(given.message)
         if content:
             detail["message"] = given.message
-    about: dict[str, Any] = {"run_id": ask.run_id, "epoch": ask.epoch, "agent": ask.agent}
-    return run_event(of, "approval", now, detail=detail, question=ask.trace, **about)
+    about: dict[str, Any] = {"run_id": question.run_id, "epoch": question.epoch, "agent": question.agent}
+    return run_event(of, "approval", now, detail=detail, question=question.trace, **about)
 
 
-def record_answers(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any) -> Flow[None]:
+def record_answers(
+    run: Run, asked: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any
+) -> Flow[None]:
     """Record answers in the audit log. `commit_recorded` calls this."""
-    by_key, content = {a.call_key: a for a in asks}, run.engine.audit.content
+    by_key, content = {a.call_key: a for a in asked}, run.engine.audit.content
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, time.time(), content=content, **detail)
 

@@ -17,11 +17,10 @@ from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts import provenance as tracing
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.normal_forms import forms_of, skeleton, tidy
 from langchain_runtime_authz.facts.resource_version import fill_template
-from langchain_runtime_authz.ledger.base import LASTS, Approval, Conflict, Doubt, Query, Scope
+from langchain_runtime_authz.ledger.base import LASTS, Approval, Conflict, InDoubtCall, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.mandate.description import described_mandate, described_step
@@ -29,7 +28,7 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.telemetry.spans import traceparent
-from langchain_runtime_authz.tool_profile import value_at
+from langchain_runtime_authz.tool_profile import DESTINATIONS, value_at
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
@@ -79,26 +78,26 @@ def approval_ids(value: object) -> list[str]:
     return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
-def asks_shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
-    """Return those of `asks` that an interrupt shows, with the id of this interrupt.
+def questions_shown(questions: Sequence[Approval], interrupts: Mapping[str, object]) -> list[Approval]:
+    """Return the `questions` that an interrupt shows, with the id of this interrupt.
 
-    `questions`: interrupt id → value. The ids in `asks` are outdated if a node was stopped or asked twice.
+    `interrupts`: interrupt id → value. The ids in `questions` are outdated if a node was stopped or asked twice.
     """
-    ours = {a: i for i, q in questions.items() if is_shown_by(q, i, asks) for a in approval_ids(q)}
-    found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
-    others = [a for a in asks if a.interrupt_id in questions and a.source == "hitl" and a.allowed != TAKES_ANY]
-    return found + [a for a in others if not approval_ids(questions[a.interrupt_id])]
+    ours = {a: i for i, q in interrupts.items() if is_shown_by(q, i, questions) for a in approval_ids(q)}
+    found = [replace(a, interrupt_id=ours[a.id]) for a in questions if a.id in ours]
+    others = [a for a in questions if a.interrupt_id in interrupts and a.source == "hitl" and a.allowed != TAKES_ANY]
+    return found + [a for a in others if not approval_ids(interrupts[a.interrupt_id])]
 
 
-def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
+def is_shown_by(question: Any, interrupt_id: str, questions: Sequence[Approval]) -> bool:
     """Return True if `question`, an interrupt's value, is ours and genuine.
 
     It must name this interrupt, because a node may pass on a child graph's question in an interrupt of its own. It must
-    also show the calls of the open questions (`asks`), because a node may copy their ids.
+    also show the calls of the open `questions`, because a node may copy their ids.
     """
     if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
         return False
-    opened = {a.id: a for a in asks}
+    opened = {a.id: a for a in questions}
     return all(_says(r, opened[i]) for r, i in zip(question["action_requests"], ids, strict=True) if i in opened)
 
 
@@ -156,7 +155,7 @@ def terms_of(run: Run, decided: DecidedCall) -> dict[str, Any]:
     j, terms = decided, decided.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     shown = {"confirms": j.standing.confirms, "needed": terms.needed, "distinct": terms.distinct}
-    who = {"subject": run.subject.principal, "behind": person_behind(run.subject), "eligible": terms.eligible}
+    who = {"subject": run.subject.principal, "behind": subject_identities(run.subject), "eligible": terms.eligible}
     later = {"fallback": terms.fallback, "fallback_at": j.now + terms.fallback_after, "expires_at": j.expires_at}
     return {**of_call, **who, **later, **shown}
 
@@ -166,7 +165,7 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
     return {"epoch": run.epoch, "agent": run.agent, "within": run.waiting, **of_call}
 
 
-def person_behind(subject: Subject) -> tuple[str, ...]:
+def subject_identities(subject: Subject) -> tuple[str, ...]:
     """Return the user for whom the subject acts, and the subject's other identifiers."""
     named, own = map(subject.properties.get, ("on_behalf_of", "identifiers"))
     return tuple(n for n in (named, *(own if isinstance(own, list | tuple) else ())) if isinstance(n, str) and n)
@@ -177,9 +176,9 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
-    asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # over all threads
+    hourly_scope = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # over all threads
     # Separate commits: if the run's limit refuses questions, they do not count for the subject's hourly limit.
-    for scope, counted in ((run.scope, per_run), (asks, hourly)):
+    for scope, counted in ((run.scope, per_run), (hourly_scope, hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
     return False
@@ -351,7 +350,7 @@ def _doubts(run: Run, decided: DecidedCall) -> list[str]:
     """Return a line about each call in doubt with the same deed."""
     lines, own, doubts = list[str](), decided.row, decided.doubts
     if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
-        doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
+        doubts = (*doubts, InDoubtCall(run.scope, run.subject.principal, own))
     for scope, _, row in doubts:
         at = dt.datetime.fromtimestamp(row.at, dt.UTC)
         when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"

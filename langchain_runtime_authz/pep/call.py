@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.facts.argument_atoms import CallAtoms
+from langchain_runtime_authz.facts.call_arguments import TracedArguments
 from langchain_runtime_authz.facts.plan import PlanMatch
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.facts.task import Task
-from langchain_runtime_authz.ledger.base import Approval, CallRow, Doubt
+from langchain_runtime_authz.ledger.base import Approval, CallRow, InDoubtCall
 from langchain_runtime_authz.mandate.call_matching import Standing
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.obligations import QuestionTerms
@@ -51,7 +51,7 @@ class Call:
     raw: Mapping[str, Any] | str  # the arguments as the model wrote them
     args: Mapping[str, Any]  # the parsed arguments as JSON, without those that the framework supplies
     args_digest: str
-    atoms: CallAtoms
+    traced: TracedArguments
     given: frozenset[str] = frozenset()  # names of the arguments that the model sent; all names if it used an alias
     input: ToolInput = _NO_INPUT  # empty if the tool is unknown or not LangChain's
     metadata: Mapping[str, Any] | None = None
@@ -84,12 +84,12 @@ class DecidedCall:
     row: CallRow | None = None
     replay: bool = False  # the call ran before, so its recorded result is used
     deeds: tuple[str, ...] = ()  # the call's own deed, and deeds of similar calls: `effect_names`
-    doubts: tuple[Doubt, ...] = ()  # calls in doubt that make this call ask an approver
-    redone: tuple[Doubt, ...] = ()  # calls in doubt with the same deed; the claim notes on them that it is done again
+    doubts: tuple[InDoubtCall, ...] = ()  # calls in doubt that make this call ask an approver
+    redone: tuple[InDoubtCall, ...] = ()  # calls in doubt with the same deed; the claim notes that it is done again
     evidence: tuple[str, ...] = ()  # lines of the question to the approver
 
     @property
-    def asks(self) -> bool:
+    def needs_approval(self) -> bool:
         """True if an approver could permit the call."""
         return self.decision.outcome == "approval_required"
 

@@ -11,7 +11,7 @@ from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import CallFacts, is_default
-from langchain_runtime_authz.mandate.call_matching import Binding, Standing, bind_call
+from langchain_runtime_authz.mandate.call_matching import MandateMatch, Standing, match_call
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import TaskKey
 from langchain_runtime_authz.pep.call import Call
@@ -94,9 +94,9 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     return found.of("words", said.turn.key) if found is not None else None
 
 
-def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
+def find_match(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, MandateMatch | None]:
     """Return the mandate and the call's comparison with it; two Nones for a read."""
-    if call.error is not None or not call.profile.ordered:
+    if call.error is not None or not call.profile.needs_mandate:
         return None, None
     mandate = mandate_of(run, said)
     own = run.subject.properties.get("identifiers")
@@ -113,7 +113,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         run.engine.zone,
     )
     memory = run.engine.memory
-    return mandate, bind_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+    return mandate, match_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
 
 
 def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
@@ -149,7 +149,7 @@ def _task_key_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call
 
 
 def standing_of(
-    binding: Binding, counters: Mapping[str, int], ahead: Ahead, *, counted: bool, stopped: bool, denied: bool
+    matched: MandateMatch, counters: Mapping[str, int], ahead: Ahead, *, counted: bool, stopped: bool, denied: bool
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
@@ -158,10 +158,10 @@ def standing_of(
     step to later calls of the message.
     """
     (every, unsure), counts = ahead, {}
-    for counter, by in binding.counters.items():
-        before = (unsure if counter in binding.alone else every).get(counter, 0)
+    for counter, by in matched.counters.items():
+        before = (unsure if counter in matched.awaited else every).get(counter, 0)
         counts[counter] = max(counters.get(counter, 0) - by * counted, 0) + before
-    standing = binding.standing(counts)
+    standing = matched.standing(counts)
     for spend in standing.spends:
         for added in (every,) if standing.standing == "covered" and not stopped else ahead[denied:]:
             added[spend.counter] = added.get(spend.counter, 0) + spend.by

@@ -25,7 +25,7 @@ from langchain_runtime_authz.credential.ticket import Ticket, current_ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest
-from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict, InDoubtCall, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
 from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.ledger.schema import SEVERAL
@@ -75,7 +75,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     if call.error is not None or not call.profile.side_effect:
         return "", ()
     effect, several = call.profile.effect, f"{call.profile.effect}:{SEVERAL}"
-    hit, targets = call.atoms.effect_targets() if call.profiled else ("", ())
+    hit, targets = call.traced.effect_targets() if call.profiled else ("", ())
     deeds = tuple([f"{effect}:{target}" for target in targets]) or (f"{effect}:{digest(call.tool)}",)
     deeds = (several, *deeds) if len(targets) > 1 else (*deeds, several)
     deeds = deeds if effect == "pay" else (*deeds, f"{deeds[0]} {call.args_digest}")
@@ -83,7 +83,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 
 def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
-    """Return the facts of the call that `Doubt.asks` compares with later calls."""
+    """Return the facts of a call that `InDoubtCall.must_ask` compares with later ones."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {tool_label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
@@ -100,14 +100,14 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
     for name in [n for a in snapshot.approvals.values() if a.state == "approved" for n in a.doubts if n not in open_]:
-        found: Sequence[Doubt] = yield ListDoubts(run.scope.tenant, name.split(" ")[0])
+        found: Sequence[InDoubtCall] = yield ListDoubts(run.scope.tenant, name.split(" ")[0])
         snapshot.doubts += tuple([one for one in found if one.row.state == "done"])
     return snapshot
 
 
 def doubts_of(
     run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None
-) -> tuple[tuple[Doubt, ...], tuple[Doubt, ...]]:
+) -> tuple[tuple[InDoubtCall, ...], tuple[InDoubtCall, ...]]:
     """Return `DecidedCall.doubts` and `DecidedCall.redone`.
 
     `doubts` also has calls that the question named as in doubt, and that are done by now. An approver must hear of it.
@@ -117,11 +117,11 @@ def doubts_of(
     about = facts_of_doubt(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
-        same.append(Doubt(run.scope, run.subject.principal, snapshot.calls[key]))
+        same.append(InDoubtCall(run.scope, run.subject.principal, snapshot.calls[key]))
     for at, one in enumerate(same):
         if one.row.state == "claimed" and one.row.key in LOST_ENDS:
             same[at] = one._replace(row=one.row._replace(state="unknown"))
-    asking = [one for one in same if one.asks(key, run.scope, about, snapshot.now)]
+    asking = [one for one in same if one.must_ask(key, run.scope, about, snapshot.now)]
     redone = tuple([one for one in same if one.row.key != key and (one in asking or one.unnoted(key))])
     keys = {name.split(" ")[0] for name in approval.doubts} if approval is not None else ()
     return (*asking, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), redone
@@ -162,7 +162,7 @@ def author_and_reason(author: object, reason: object) -> dict[str, Any]:
     return {"author": author, "reason": reason}
 
 
-def resolve_doubt(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
+def resolve_doubt(of: Run | Scope, doubt: InDoubtCall, *, happened: bool, author: str, reason: str) -> Flow[None]:
     """Record the outcome of a call in doubt, in the audit log and then in the ledger.
 
     If the audit log fails (`AuditError`), the call stays in doubt. Raises `LedgerError` (`not_in_doubt`) if the call is
@@ -264,7 +264,8 @@ def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]]
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Ask `on_unknown` about calls in doubt. Return the snapshot with the answers."""
-    own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
+    rows = [row for row in snapshot.calls.values() if row.state == "unknown"]
+    own = [InDoubtCall(run.scope, run.subject.principal, row) for row in rows]
     keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
         about = one.row.about or {}

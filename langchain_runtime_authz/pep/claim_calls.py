@@ -51,7 +51,7 @@ RACES: Final = 16  # number of retries while other agents claim equal calls
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
     """Claim or deny a call. Return the call as last decided, and its verdict."""
-    verdict = yield from claim_once(run, decided)
+    verdict = yield from try_claim(run, decided)
     if isinstance(verdict, Conflict):
         decided, again = yield from claim_again(run, decided, verdict)
         verdict = again if again is not None else (yield from deny_call(run, decided))
@@ -67,17 +67,17 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
     tries = RACES
     while isinstance(verdict, Conflict):
         anew = (yield from decide_calls(run, [decided.call]))[0] if tries else decided
-        if anew.asks:
+        if anew.needs_approval:
             return anew, None
         same = anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing
         if same and (not tries or verdict.code != Code.IN_DOUBT):
             return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
         decided, tries = anew, tries - 1
-        verdict = yield from claim_once(run, decided)
+        verdict = yield from try_claim(run, decided)
     return decided, verdict
 
 
-def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
+def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     """Claim or deny a call. Return a `Conflict` if it must be decided again."""
     call, decision, engine = decided.call, decided.decision, run.engine
     killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
@@ -134,10 +134,10 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         jti=run.jti,
         idempotency_key=intent,
         audiences=tuple(tokens) if tokens else (),
-        reaches=audiences_of(run, call.profile.behind) if tokens else (),
+        reaches=audiences_of(run, call.profile.exchange_audiences) if tokens else (),
         obligations=decision.obligations,
         undo=lambda: _released(decided, changes),
-        opened=decided.standing.opened
+        awaited=decided.standing.awaited
         if decided.standing.standing == "covered" or decided.approval is not None
         else "",
         mint=minter_for_call(run, decided, tokens, done.now) if tokens else None,

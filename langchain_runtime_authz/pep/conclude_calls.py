@@ -160,8 +160,8 @@ def conclude_call(
             yield from calls_in_doubt.ended_late(run, done.row, state)
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
             done = yield (Commit, run.scope, None, late)
-        if ticket.opened and state == "done":
-            yield from refund_mandate(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
+        if ticket.awaited and state == "done":
+            yield from refund_mandate(run, counting_scope(run, run.mandate) or run.scope, ((ticket.awaited, 1),))
         now = getattr(done, "now", 0.0)
         ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
         yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))
@@ -181,7 +181,7 @@ def _remember(
     memory, scope = run.engine.memory, run.scope
     if found.prose or found.rest is not None:
         memory.keep(scope, found)
-    outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
+    outputs = memory.reached(scope, call.traced.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
     given = call.given if call.profile.side_effect else chosen_arguments(run, run.mandate or run.planned, call)
     task, words, resource = (

@@ -28,51 +28,51 @@ _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
 def commit_answers(
-    run: Run, asks: Sequence[Approval], given: Mapping[str, object], questions: Mapping[str, object]
+    run: Run, questions: Sequence[Approval], given: Mapping[str, object], interrupts: Mapping[str, object]
 ) -> Flow[None]:
     """Record the answers in one commit, before any LangGraph task starts.
 
-    `given`: interrupt id → answer. `questions`: interrupt id → the interrupt's value. An edit, a response or a
+    `given`: interrupt id → answer. `interrupts`: interrupt id → the interrupt's value. An edit, a response or a
     rejection with a reason changes the task. The same commit then advances the epoch and carries the plans over,
     without rejected calls and with the approver's edits.
 
     Raises `AuthzDenied` if others changed the task or the subject may not answer. Other codes: `approval_settled` (the
     question was answered before), `approval_partial`, `approval_waits` (another approver must answer too).
     """
-    open_ids = {a.id for a in asks}
+    open_ids = {a.id for a in questions}
     try:
-        value = {i: approval_answers.remaining_decisions(said, questions[i], open_ids) for i, said in given.items()}
+        value = {i: approval_answers.remaining_decisions(said, interrupts[i], open_ids) for i, said in given.items()}
     except ValueError:
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
-    if not asks:
+    if not questions:
         return
-    if approval_answers.answers_only_some(asks, value):
+    if approval_answers.answers_only_some(questions, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
-    answered = approval_answers.read_answers(asks, value, run.subject)
+    answered = approval_answers.read_answers(questions, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}
-    if any(a.source == "hitl" and a.call_key in refused for a in asks):
+    if any(a.source == "hitl" and a.call_key in refused for a in questions):
         return  # LangChain's review refuses the whole value, and the review's question stays open
-    said = approval_answers.correcting_texts(asks, answered)
-    if not said and not (yield from _takes_back(run.scope, asks, answered)):
+    said = approval_answers.correcting_texts(questions, answered)
+    if not said and not (yield from _takes_back(run.scope, questions, answered)):
         done = yield from commit_recorded(
-            run.scope, answered, partial(approval_answers.record_answers, run, asks, answered)
+            run.scope, answered, partial(approval_answers.record_answers, run, questions, answered)
         )
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Refuse before a task receives the value, so that the question stays open for its approvers.
             raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
-        if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
+        if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in questions):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
         return
-    plans = yield from carried_plans(run.scope, run.epoch, asks, answered)
+    plans = yield from carried_plans(run.scope, run.epoch, questions, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
-    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts, asks, answered)
+    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts, questions, answered)
 
 
-def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
+def _takes_back(scope: Scope, questions: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
     """Return True if a review approves the model's own call, which had been edited."""
-    for key, places in _as_announced(asks, answered).items():
+    for key, places in _as_announced(questions, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
             return True
@@ -80,26 +80,26 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 
 
 def _as_announced(
-    asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+    questions: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
     """Return (agent, plan id) → positions of calls that a review approved as they are."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
-    for ask in asks:
-        if ask.source == "hitl" and ask.call_key in plain and ask.plan_id is not None and ask.place is not None:
-            found.setdefault((ask.agent, ask.plan_id), set()).add(ask.place)
+    for one in questions:
+        if one.source == "hitl" and one.call_key in plain and one.plan_id is not None and one.place is not None:
+            found.setdefault((one.agent, one.plan_id), set()).add(one.place)
     return found
 
 
 def record_replies(
-    run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
+    run: Run, interrupts: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
     """Record answers to tools' and nodes' interrupts. Return True if the task changed.
 
-    `questions`: interrupt id → value; `given`: interrupt id → answer. `own`: the questions that tools asked. If the task
+    `interrupts`: interrupt id → value; `given`: interrupt id → answer. `own`: the questions that tools asked. If the task
     changed, their calls continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
     """
-    said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
+    said = {i: text for i, answer in given.items() if (text := free_text(answer, interrupts[i]))}
     human, author = run.subject.human, run.subject.principal
     log = (yield Load(run.scope, Query(log=True))).log if said else ()
     known = {(t.key, t.digest) for t in log}
@@ -127,13 +127,13 @@ def _rotate(
     run: Run,
     changes: Sequence[Change],
     texts: Sequence[HumanText],
-    asks: Sequence[Approval] = (),
+    questions: Sequence[Approval] = (),
     answered: Sequence[AnswerApproval] = (),
 ) -> Flow[None]:
     """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded_mark(run.epoch + 1, run.pinned, texts, "answer")
-    record = partial(approval_answers.record_answers, run, asks, answered)
+    record = partial(approval_answers.record_answers, run, questions, answered)
     done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
@@ -147,23 +147,23 @@ def _rotate(
 
 
 def carried_plans(
-    scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
+    scope: Scope, epoch: int, questions: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
     """Return the plans of `epoch`, changed by the answers, as plans of the next epoch."""
-    by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
+    by_key, announced = {a.call_key: a for a in answered}, _as_announced(questions, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
-    for ask in asks:
-        above.update(dict.fromkeys(ask.within))
-        if ask.plan_id is None or ask.place is None:
+    for one in questions:
+        above.update(dict.fromkeys(one.within))
+        if one.plan_id is None or one.place is None:
             continue
-        instead = edits.setdefault((ask.agent, ask.plan_id), {})
-        reply = by_key[ask.call_key]
+        instead = edits.setdefault((one.agent, one.plan_id), {})
+        reply = by_key[one.call_key]
         if reply.edited:
             name, args = approval_answers.edited_action(reply.edited)
-            instead[ask.place] = PlannedCall(ask.place, ask.call_id, name, raw_digest(args))
+            instead[one.place] = PlannedCall(one.place, one.call_id, name, raw_digest(args))
         elif reply.state != "approved":
-            instead[ask.place] = None
+            instead[one.place] = None
     plans: dict[tuple[tuple[str, ...], str], PlanRecord] = {}
     for key, instead in edits.items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
@@ -206,12 +206,7 @@ def record_correction(scope: Scope, text: HumanText, by: str | None = None) -> F
     return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
 
 
-CLOSED: Final = frozenset(
-    (  # noqa: SIM905  (words)
-        "yes no y n ok okay true false approve approved accept accepted reject rejected deny denied decline "
-        "declined cancel cancelled confirm confirmed continue proceed ignore"
-    ).split()
-)
+CLOSED: Final = approval_answers.YES | approval_answers.NO | {"decline", "declined"}
 OFFERS: Final = ("options", "choices", "allowed", "enum")  # fields in which a question lists its options
 _NAMES: Final = ("value", "label", "id")  # names of an option that is a mapping
 MAX_DEPTH: Final = 16

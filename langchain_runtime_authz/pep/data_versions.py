@@ -25,7 +25,7 @@ def outdated_tools(
     `run.versions` gets the present version of what each call will read. `keys`: the keys of the calls.
     """
     resources = snapshot.history.resources
-    read = resources if any(call.profile.ordered for call in calls) else {}
+    read = resources if any(call.profile.needs_mandate for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
     reading = {key: name for key, name in found.items() if name}
     # Older ledger rows hold names in other spellings. Of equal names, the newest read counts.

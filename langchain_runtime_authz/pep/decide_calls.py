@@ -18,13 +18,13 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Snapshot
-from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
+from langchain_runtime_authz.mandate.call_matching import Deviation, MandateMatch
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_answers import edited_action
 from langchain_runtime_authz.pep.approval_questions import OWN, question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
-from langchain_runtime_authz.pep.call_mandate import Ahead, binding_of, counting_scope, mandate_event, standing_of
+from langchain_runtime_authz.pep.call_mandate import Ahead, counting_scope, find_match, mandate_event, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts
 from langchain_runtime_authz.pep.data_versions import outdated_tools
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -74,8 +74,8 @@ def decide_calls(
     try:
         yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.LOST_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
-        asks = engine.on_unknown is not None or snapshot.approvals
-        snapshot = (yield from look_up_doubts(run, snapshot)) if asks else snapshot
+        look_up = engine.on_unknown is not None or snapshot.approvals
+        snapshot = (yield from look_up_doubts(run, snapshot)) if look_up else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -113,10 +113,10 @@ def decide_calls(
 
 def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> dict[str, bool]:
     """Return the argument `stopped` for a second `decide_calls`; {} if none is needed."""
-    awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
+    awaited = {counter for *_, matched in comparisons if matched is not None for counter in matched.awaited}
     found = ((one, one.decision.outcome != "approval_required") for one in asked if not one.decision.permit)
     return {
-        one.key: denied for one, denied in found if one.standing.opened in awaited or (denied and one.standing.spends)
+        one.key: denied for one, denied in found if one.standing.awaited in awaited or (denied and one.standing.spends)
     }
 
 
@@ -167,13 +167,13 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
 
 
 # Of one call: counter and deeds (`effect_names`), the mandate, and the comparison with it.
-_Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
+_Compared = tuple[str, tuple[str, ...], Mandate | None, MandateMatch | None]
 
 
 def _compared(run: Run, words: TaskWords, calls: Sequence[Call]) -> list[_Compared]:
     compared: list[_Compared] = []
     for call in calls:
-        compared.append((*effect_names(words, call), *binding_of(run, words, call)))
+        compared.append((*effect_names(words, call), *find_match(run, words, call)))
     return compared
 
 
@@ -190,7 +190,7 @@ def _described(
     stopped: Mapping[str, bool],
 ) -> DecidedCall:
     """Return the call with all facts for its decision. Add its counts to `ahead`."""
-    counter, deeds, mandate, binding = compared
+    counter, deeds, mandate, matched = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
     own = call.by_application and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
@@ -206,10 +206,10 @@ def _described(
         prior = spent - int(row is not None and spent > 0) + before
         ahead[0][counter] = before + int(row is None)
     standing = NO_STANDING
-    if binding is not None:
+    if matched is not None:
         denied, counted = decision is not _UNDECIDED, row is not None and approval is None
         held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
-        standing = standing_of(binding, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
+        standing = standing_of(matched, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
     doubts, redone = (
         doubts_of(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     )
@@ -251,11 +251,11 @@ def _reread(
 
 def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
     names: dict[str, None] = {}
-    for counter, _, _, binding in compared:
+    for counter, _, _, matched in compared:
         if counter:
             names[counter] = None
-        if binding is not None:
-            names.update(dict.fromkeys(binding.counters))
+        if matched is not None:
+            names.update(dict.fromkeys(matched.counters))
     return tuple(names)
 
 
@@ -328,7 +328,7 @@ def _query(
         if call.edited_by:
             wanted_rows.append(call.edited_by)
         if call.error is None:
-            values += call.atoms.keys
+            values += call.traced.keys
     return Query(
         jti=run.jti,
         plan=(run.agent, plan_id) if plan_id is not None else None,

@@ -157,13 +157,13 @@ class ToolNodeEntry:
         if lease_refusal(self._run, known) is not None:
             return ()
         body = request_json(self._run, known, {"name": ENTER}, self._node)
-        self._asked = began, body
+        self._request = began, body
         self._facts: Any = {"known": known, "keep": kept_permit(self._run, ENTER, self._name, lasting=True)[1]}
         return (body,)
 
     def conclude(self, answer: Decision) -> Flow[None]:
         """Decide the entry by the PDP's answer. Never raises."""
-        answered = (*self._asked, answer)
+        answered = (*self._request, answer)
         self._decision = yield from decide_step(self._run, ENTER, self._node, answered=answered, **self._facts)
 
     def enter(self) -> Flow[None]:

@@ -34,7 +34,7 @@ def tool_label(tool: str) -> str:
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
-def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
+def record_asking_calls(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
     """Record the decisions that ask an approver, and send their notifications."""
     for decided in asked:
         yield call_record(run, decided, time.time())

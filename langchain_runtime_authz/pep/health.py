@@ -58,7 +58,7 @@ class HealthCheck:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = forkable_lock()
-        self._asked: dict[str, Future[str]] = {}
+        self._pending: dict[str, Future[str]] = {}
         self._last: tuple[float, Health] | None = None
 
     def look(self) -> Health:
@@ -72,9 +72,9 @@ class HealthCheck:
             if self._last is not None and time.monotonic() - self._last[0] < FRESH:
                 return self._last[1]
             for name, part in parts.items():
-                if name not in self._asked or self._asked[name].done():
-                    self._asked[name] = in_thread(part, f"health-{name}")
-            asked = dict(self._asked)
+                if name not in self._pending or self._pending[name].done():
+                    self._pending[name] = in_thread(part, f"health-{name}")
+            asked = dict(self._pending)
         done, _ = wait(asked.values(), DEADLINE)
         found = {name: str(_LATE[name]) for name in asked}
         age = None

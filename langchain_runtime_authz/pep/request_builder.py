@@ -31,32 +31,24 @@ SMALL: Final = 20_000  # characters; longer outputs are read in another thread
 
 def argument_provenance(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
     """Return argument name → provenance of a call's critical and date arguments."""
-    if not call.atoms.atoms:
+    if not call.traced.arguments:
         return {}
     own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
-    seen = texts.seen(snapshot.values, call.atoms.keys) if texts is not tracing.NO_TEXTS else snapshot.values
+    seen = texts.seen(snapshot.values, call.traced.keys) if texts is not tracing.NO_TEXTS else snapshot.values
     named = frozenset(f for v in own for f in forms_of(v, said=True)) if own and isinstance(own, list) else frozenset()
-    return tracing.trace_arguments(call.atoms, tracing.Evidence(said.words, named, seen, texts))
+    return tracing.trace_arguments(call.traced, tracing.Evidence(said.words, named, seen, texts))
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
     """Return True if a value is not the user's, so outputs must be read in full."""
-    items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
+    items = [item for call in calls for argument in call.traced.arguments for item in argument.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
 
-def nothing_outside(traced: Mapping[str, tracing.Provenance]) -> bool:
-    """Return True if no critical argument has the standing `outside`."""
-    for found in traced.values():
-        if found.standing == "outside" and found.kind != "when":
-            return False
-    return True
-
-
-def _wrote(run: Run, call: Call, traced: Mapping[str, tracing.Provenance]) -> bool:
+def _wrote(run: Run, call: Call, provenance: Mapping[str, tracing.Provenance]) -> bool:
     """Return True if the agent may have written an address that it fetches."""
-    known = [atom for atom in call.atoms.atoms if atom.name in traced and traced[atom.name].standing == "known"]
-    values = (item.value for atom in known for item in atom.items or ())
+    known = {name for name, found in provenance.items() if found.standing == "known"}
+    values = (item.value for each in call.traced.arguments if each.name in known for item in each.items or ())
     return any(run.engine.memory.outputs(run.scope).written(one, float("inf"), cut=True) for one in values)
 
 
@@ -78,11 +70,11 @@ def call_request(
     """Return a call's `request_json` and provenance. `moved`: see `outdated_tools`."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
-    traced = argument_provenance(run, snapshot, words, call)
+    provenance = argument_provenance(run, snapshot, words, call)
     stale = moved
     if changed := snapshot.history.changed:  # a repeated read found other content after the plan was recorded
         stale = moved | {tool for tool, step in changed.items() if step > (recorded.at if recorded is not None else 0)}
-    bound = call.atoms.bound
+    bound = call.traced.bound
     shown: JSON = {}
     for name, value in args.items():
         short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
@@ -92,16 +84,17 @@ def call_request(
         "sink": profile.sink,
         "data_class": profile.data_class,
         "profiled": call.profiled,
-        "target": call.atoms.target,
+        "target": call.traced.target,
     }
     if profile.verdict is not None:
         properties["verdict"] = profile.verdict
     if profile.reaches:
         properties["reaches"] = profile.chain()
     shown_traces: JSON = {}
-    for name, found in traced.items():
+    for name, found in provenance.items():
         shown_traces[name] = found.to_json()
-    backed = nothing_outside(traced) and not (profile.effect == "fetch" and _wrote(run, call, traced))
+    outside = [name for name, found in provenance.items() if found.standing == "outside" and found.kind != "when"]
+    backed = not outside and not (profile.effect == "fetch" and _wrote(run, call, provenance))
     state = "new" if row is None or row.state == "void" else "failed" if "failed" in (row.about or ()) else row.state
     body = request_json(
         run,
@@ -125,13 +118,13 @@ def call_request(
             "args_digest": call.args_digest,
             "provenance": shown_traces,
             "mandate": mandate_json(decided.mandate, decided.standing, backed=backed),
-            "sink": profile.sink if profile.effect in _OUTGOING else call.atoms.effective_sink(profile.sink),
-            "changed": sorted(stale & source_tools(traced)) if stale else [],
+            "sink": profile.sink if profile.effect in _OUTGOING else call.traced.effective_sink(profile.sink),
+            "changed": sorted(stale & source_tools(provenance)) if stale else [],
             "repeats": decided.prior_calls,
         },
         approval=_granted(call, row, approval) if approval is not None else None,
     )
-    return body, traced
+    return body, provenance
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:

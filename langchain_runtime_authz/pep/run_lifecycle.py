@@ -40,7 +40,7 @@ class OpenedEntry(NamedTuple):
 
     run: Run
     pending: tuple[HumanText, ...]
-    asks: tuple[Approval, ...]
+    questions: tuple[Approval, ...]
     now: float = 0.0
     anew: str | None = None  # interrupt id of a question that a child graph without checkpoints repeats
 
@@ -134,7 +134,7 @@ def _take_lease(
 ) -> Flow[tuple[OpenedEntry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
     marked = (heads.HEAD, heads.MEMORY, heads.BELOW, call_mandate.APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
-    query = Query(log=True, asks=True, agent=run.agent, marks=marked)
+    query = Query(log=True, questions=True, agent=run.agent, marks=marked)
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     yield from record_ends(run.engine, scope) if LOST_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
@@ -181,14 +181,14 @@ def _take_lease(
         if application is not None:
             application.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
-            run.span.link(*(a.trace for a in snapshot.asks))
+            run.span.link(*(a.trace for a in snapshot.questions))
         count_metric("leases")
         run.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
             yield call_mandate.mandate_event(run, run.mandate)
         entry = OpenedEntry(
-            run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW)
+            run, snapshot.pending, () if rotates else snapshot.questions, done.now, snapshot.marks.get(heads.ANEW)
         )
         return entry, run.opened
     raise (yield from _refused(run, given, Code.STALE_EPOCH))

@@ -10,7 +10,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.evaluation import Decision, deny
-from langchain_runtime_authz.facts.argument_atoms import atoms_of
+from langchain_runtime_authz.facts.call_arguments import traced_arguments
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
@@ -45,7 +45,7 @@ class Session:
         self._profiles = profiles
         self._steps = 0
         self._open: dict[tuple[str, str], list[tuple[Call, Ticket]]] = {}
-        self._asked: dict[str, tuple[Call, DecidedCall]] = {}
+        self._questions: dict[str, tuple[Call, DecidedCall]] = {}
         self._last: DecidedCall | None = None
 
     @property
@@ -113,15 +113,15 @@ class Session:
             verdict.redeem()
             self._open.setdefault((call.tool, call.args_digest), []).append((call, verdict))
             return decided.decision
-        if decided.asks:
-            self._asked[decided.decision.decision_id] = (call, decided)
+        if decided.needs_approval:
+            self._questions[decided.decision.decision_id] = (call, decided)
         if any(o.type == "rotate" for o in decided.decision.obligations):
             yield from self._reopen()
         return getattr(verdict, "decision", decided.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
         """Approve an `approval_required` call as the subject, and decide it again."""
-        asked = self._asked.pop(decision.decision_id, None)
+        asked = self._questions.pop(decision.decision_id, None)
         if asked is None:
             return deny(Code.APPROVAL_VOID)
         call, decided = asked
@@ -182,7 +182,7 @@ class Session:
     def _reopen(self) -> Flow[int]:
         """Take new leases for the session and its parents, after a change of the task."""
         run = self._run
-        self._asked.clear()
+        self._questions.clear()
         if self._parent is not None:
             epoch = yield from self._parent._reopen()  # noqa: SLF001
             self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
@@ -209,7 +209,7 @@ class Session:
             raw=projected,
             args=projected,
             args_digest=digest(projected),
-            atoms=atoms_of(profile, projected),
+            traced=traced_arguments(profile, projected),
             given=frozenset(projected),
             error=error,
         )

@@ -83,7 +83,7 @@ class Script:
             **dict.fromkeys(("calls", "marks", "values", "counters"), NAMES),
             "deeds": ("pay:x", "send:x"),
         }
-        query = pick((Query(), *[Query(jti=jti, agent=agent, log=True, asks=True, **known)] * 3))
+        query = pick((Query(), *[Query(jti=jti, agent=agent, log=True, questions=True, **known)] * 3))
         guard = Guard(jti, at) if claims or (not new and pick((True, False, False))) else None
         return ScriptStep(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
 
@@ -164,7 +164,7 @@ def comparable_state(seen: Snapshot) -> dict[str, object]:
     """Return a snapshot's fields in a form that does not depend on a store's order."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
-    found |= {name: sorted(found[name], key=repr) for name in ("asks", "doubts")}
+    found |= {name: sorted(found[name], key=repr) for name in ("questions", "doubts")}
     found |= {name: [astuple(text) for text in found[name]] for name in ("log", "pending")}
     return found | {"values": {key: set(sightings) for key, sightings in seen.values.items()}}
 

@@ -778,4 +778,4 @@ def test_the_ledger_keeps_what_was_asked() -> None:
     assert isinstance(kept, Approval)
     assert kept.question == asked.value["action_requests"][0]["description"]
     scope = Scope("default", s.authz.issuer.issuer, "hand", "t")
-    assert s.ledger.load(scope, Query(asks=True)).asks == (kept,)
+    assert s.ledger.load(scope, Query(questions=True)).questions == (kept,)

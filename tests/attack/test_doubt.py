@@ -118,7 +118,7 @@ class World:
 @pytest.fixture
 def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     if not rule:
-        monkeypatch.setattr(base.Doubt, "asks", lambda *_: False)
+        monkeypatch.setattr(base.InDoubtCall, "must_ask", lambda *_: False)
     own = _locks.PROCESS[0]
     yield World()
     _locks.PROCESS[0] = own

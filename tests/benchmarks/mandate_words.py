@@ -112,7 +112,7 @@ class Judge:
 
     def covered(self, calls: Sequence[Call]) -> list[str]:
         """Return the standing of each call; each is spent before the next is judged."""
-        from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
+        from langchain_runtime_authz.mandate.call_matching import CallFacts, match_call
         from langchain_runtime_authz.mandate.read_outputs import Outputs
 
         if self.mandate is None:
@@ -131,7 +131,7 @@ class Judge:
                 own=(),
                 words=self.text,
             )
-            standing = bind_call(self.mandate, facts, self.profiles, Outputs(), tuple(taken)).standing(counts)
+            standing = match_call(self.mandate, facts, self.profiles, Outputs(), tuple(taken)).standing(counts)
             if standing.standing == "covered":
                 counts.update({spend.counter: spend.by for spend in standing.spends})
                 taken.append(standing.step)

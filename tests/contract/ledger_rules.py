@@ -22,9 +22,9 @@ from langchain_runtime_authz.ledger.base import (
     Asked,
     CallRow,
     Committed,
-    Doubt,
     Doubted,
     Guard,
+    InDoubtCall,
     Lease,
     Scope,
     Snapshot,
@@ -103,7 +103,7 @@ class LedgerRules(LedgerHarness):
 
     def everything(self, lease: Lease, *calls: str) -> Snapshot:
         """Load all that a query can ask for, but marks, values and counters."""
-        return self.load(jti=lease.jti, plan=(ROOT, "m1"), calls=calls, agent=lease.agent, log=True, asks=True)
+        return self.load(jti=lease.jti, plan=(ROOT, "m1"), calls=calls, agent=lease.agent, log=True, questions=True)
 
     def nothing(self) -> Snapshot:
         """Return what a thread that was never written to holds."""
@@ -122,7 +122,7 @@ class LedgerRules(LedgerHarness):
     def test_a_thread_never_written_to_does_not_exist(self) -> None:
         """Its epoch is 1, it holds nothing, and neither a load nor a refused commit creates it."""
         for _ in range(2):
-            found = self.load(jti="x", plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, asks=True)
+            found = self.load(jti="x", plan=(ROOT, "m1"), calls=("k",), agent=ROOT, log=True, questions=True)
             assert found == self.nothing()
         self.refuse(Code.APPROVAL_VOID, OpenThread("user:alice"), SpendApproval("k", DIGEST))
         assert not self.load().exists
@@ -456,13 +456,13 @@ class LedgerRules(LedgerHarness):
         asked = _ask("k", task_id="task-1", round=2, position=3, **place, **more).approval
         self.do(AskApproval(asked), _ask("other", position=1))
         assert self.approval("k") == asked
-        assert {a.call_key for a in self.load(asks=True).asks} == {"k", "other"}
-        assert self.load().asks == ()
+        assert {a.call_key for a in self.load(questions=True).questions} == {"k", "other"}
+        assert self.load().questions == ()
         self.do(_answer("k", "rejected", message="not now"))
         assert self.approval("k") == replace(
             asked, state="rejected", approver="user:alice", authenticated=True, message="not now"
         )
-        assert [a.call_key for a in self.load(asks=True).asks] == ["other"]
+        assert [a.call_key for a in self.load(questions=True).questions] == ["other"]
 
     def test_the_first_question_and_the_first_answer_stand(self) -> None:
         """For the same arguments. A second answer, and one to a question that was not asked, is refused."""
@@ -967,7 +967,7 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(TTL)
         self.deed(self.scope._replace(thread=unique_name()), f"{key}-later")
         assert asyncio.run(store.adoubts(tenant)) == [
-            Doubt(self.scope, "user:alice", CallRow(
+            InDoubtCall(self.scope, "user:alice", CallRow(
                 key, "unknown", lease.jti, deed="pay:x", at=at, about={"tool": "pay", "run": "run-1"}
             ))
         ]  # fmt: skip

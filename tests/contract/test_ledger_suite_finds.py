@@ -30,7 +30,7 @@ KINDS = sorted({k for m in (call_changes, changes) for k in vars(m).values() if 
 EMPTY = {f.name: getattr(MemoryLedger(clock=lambda: 0.0).load(Scope("t", "i", "g", "x"), Query()), f.name) for f in fields(Snapshot)}
 
 
-HOLDERS = {"Approval": ("approvals", "asks"), "CallRow": ("calls",), "HumanText": ("log", "pending"), "Lease": ("lease",), "PlanRecord": ("plan",)}
+HOLDERS = {"Approval": ("approvals", "questions"), "CallRow": ("calls",), "HumanText": ("log", "pending"), "Lease": ("lease",), "PlanRecord": ("plan",)}
 PARTS: list[tuple[str, str]] = [(row.__name__, part) for row in (Approval, CallRow, HumanText, Lease, PlanRecord) for part in getattr(row, "_fields", None) or [f.name for f in fields(row)]]  # type: ignore[arg-type]
 NOTHING = "lost"
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.mandate import model as m
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
+from langchain_runtime_authz.mandate.call_matching import CallFacts, match_call
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -113,7 +113,7 @@ OTHER = {**WORLD, "to": "Eve", "rows": [{"id": "r1", "to": "Eve", "sum": 9, "not
 def judge(mandate, call, kept, counts=None):
     tool, args = call
     facts = CallFacts(tool, PROFILES[tool], args, frozenset(args), ("me@x.org",), "pay Anna")
-    return bind_call(mandate, facts, PROFILES, kept).standing(counts or {})
+    return match_call(mandate, facts, PROFILES, kept).standing(counts or {})
 
 
 def covered(mandate, call, kept, counts=None):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts import argument_atoms as atoms_module
+from langchain_runtime_authz.facts import call_arguments as arguments_module
 from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
 from langchain_runtime_authz.facts import provenance as trace_module
@@ -303,7 +303,7 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     """Nothing that a normaliser said is remembered for its mutant, or the other way."""
-    remembered = [f for m in (forms_module, atoms_module) for f in vars(m).values() if hasattr(f, "cache_clear")]
+    remembered = [f for m in (forms_module, arguments_module) for f in vars(m).values() if hasattr(f, "cache_clear")]
     for f in remembered:
         f.cache_clear()
     yield
@@ -342,7 +342,7 @@ RULES: dict[str, tuple[Any, str, Any]] = {
     "believe echoes": (observe_module, "_echo", lambda _: set()),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "the best item counts": (trace_module, "max", min),
-    "an address is all that is there": (atoms_module, "_places", lambda _: ()),
+    "an address is all that is there": (arguments_module, "_places", lambda _: ()),
 }
 
 

@@ -142,9 +142,9 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
 def test_a_copy_that_pays_is_a_side_effect() -> None:
     """Also where the original, a read, was asked before."""
     read = ToolProfile(effect="read")
-    assert (read.side_effect, read.ordered) == (False, False)
+    assert (read.side_effect, read.needs_mandate) == (False, False)
     pays = read.model_copy(update={"effect": "pay"})
-    assert (pays.side_effect, pays.ordered) == (True, True)
+    assert (pays.side_effect, pays.needs_mandate) == (True, True)
 
 
 def test_a_copy_that_leaves_is_not_inside() -> None:

@@ -16,7 +16,7 @@ from agentdojo.functions_runtime import FunctionsRuntime
 from pydantic import BaseModel, ValidationError
 
 from langchain_runtime_authz.demo.agentdojo import customer_subject
-from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind_call
+from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, match_call
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -52,7 +52,7 @@ class Line:
         found: Standing | None = None
         if profile.side_effect:
             facts = CallFacts(call.function, profile, args, given, self.own, self.words)
-            found = bind_call(self.plan, facts, self.profiles, self.outputs).standing(self.counts)
+            found = match_call(self.plan, facts, self.profiles, self.outputs).standing(self.counts)
             if found.standing != "covered" and not approve:
                 return found
             for spend in found.spends:

@@ -28,7 +28,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, attack_texts, customer_subject, judge, load_suite
-from langchain_runtime_authz.facts.argument_atoms import atoms_of
+from langchain_runtime_authz.facts.call_arguments import traced_arguments
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
@@ -183,8 +183,8 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
 
 
 def _twice(profiles: Mapping[str, ToolProfile], own: Sequence[Any], ran: Sequence[Any]) -> bool:
-    asked = Counter((c.function, atoms_of(profiles[c.function], dict(c.args)).effect_targets()) for c in own if profiles[c.function].side_effect)
-    done = Counter((c["name"], atoms_of(profiles[c["name"]], c["args"]).effect_targets()) for c in ran)
+    asked = Counter((c.function, traced_arguments(profiles[c.function], dict(c.args)).effect_targets()) for c in own if profiles[c.function].side_effect)
+    done = Counter((c["name"], traced_arguments(profiles[c["name"]], c["args"]).effect_targets()) for c in ran)
     return any(done[what] > times for what, times in asked.items())
 
 

@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from langchain_runtime_authz.evaluation import ArgumentProvenance
-from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, traced_arguments
 from langchain_runtime_authz.facts.normal_forms import forms_of, key
 from langchain_runtime_authz.facts.output_reading import (
     MAX_CHARS,
@@ -22,8 +22,7 @@ from langchain_runtime_authz.facts.output_reading import (
     SeenValue,
     observe_output,
 )
-from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead, UserWords
-from langchain_runtime_authz.facts.provenance import trace_arguments as trace_atoms
+from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead, UserWords, trace_arguments
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAIL = ToolProfile(
@@ -57,11 +56,11 @@ def read(output: Any, profile: ToolProfile = MAIL, *, args: Any = None, failed: 
 
 
 def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
-    return trace_atoms(atoms_of(profile, args), evidence)
+    return trace_arguments(traced_arguments(profile, args), evidence)
 
 
 def effect_target(profile: ToolProfile, args: dict[str, Any]) -> str:
-    return atoms_of(profile, args).effect_targets()[0]
+    return traced_arguments(profile, args).effect_targets()[0]
 
 
 def of(evidence: Evidence, **args: Any) -> Provenance:
@@ -225,12 +224,12 @@ def test_what_hits_the_same_has_one_target(one: dict[str, Any], other: dict[str,
 def test_a_call_is_told_what_it_is_given_and_where_it_goes() -> None:
     """The target holds what was given, by the critical names; without a destination nothing goes out."""
     profile = ToolProfile(critical={"to": "principal", "files.id": "object"}, when=("at",))
-    given = atoms_of(profile, {"files": [{"id": "f-1"}], "to": None, "at": "May 26", "note": "x"})
+    given = traced_arguments(profile, {"files": [{"id": "f-1"}], "to": None, "at": "May 26", "note": "x"})
     assert (given.target, sorted(given.bound)) == ({"to": None, "files.id": ["f-1"]}, ["files", "to"])
     assert given.effective_sink("external") == "none" and given.destinations() == []
-    sent = atoms_of(profile, {"to": ["bob@x.org", "", 7]})
+    sent = traced_arguments(profile, {"to": ["bob@x.org", "", 7]})
     assert (sent.target, sent.effective_sink("external"), sent.destinations()) == ({"to": ["bob@x.org", "", 7]}, "external", ["bob@x.org"])
-    nobody = atoms_of(ToolProfile(), {"to": "bob@x.org"})
+    nobody = traced_arguments(ToolProfile(), {"to": "bob@x.org"})
     assert (nobody.target, nobody.keys, nobody.effective_sink("internal")) == ({}, (), "internal")
 
 
@@ -332,7 +331,7 @@ def test_wanted_names_all_that_trace_reads() -> None:
     observed = read([{"id": "id-1", "sender": "m@x.org", "body": "e@x.org 5.00"}])
     args = {"to": ["m@x.org", "e@x.org"], "amount": 5, "file": "id-1", "at": "2024-05-26 10:00"}
     whole = known(observed)
-    keys = set(atoms_of(SEND, args).keys)
+    keys = set(traced_arguments(SEND, args).keys)
     part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.texts)
     assert trace(SEND, args, part) == trace(SEND, args, whole) and key("email:m@x.org") in keys
 

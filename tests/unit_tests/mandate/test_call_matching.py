@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
+from langchain_runtime_authz.mandate.call_matching import CallFacts, match_call
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     Between,
@@ -64,7 +64,7 @@ def outputs(bill=BILLED, contacts=CONTACTS, **read):
 
 def judge(mandate, tool, args, *, given=None, counts=None, kept=None, taken=(), words=""):
     facts = CallFacts(tool, PROFILES[tool], args, frozenset(args if given is None else given), ("me@x.org",), words)
-    found = bind_call(mandate, facts, PROFILES, outputs() if kept is None else kept, taken)
+    found = match_call(mandate, facts, PROFILES, outputs() if kept is None else kept, taken)
     return found.standing(counts or {})
 
 
@@ -258,7 +258,7 @@ def test_the_model_does_not_choose_what_is_added_up(args, reads, total, standing
     facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": total}, frozenset(("recipient", "amount")), (), "")
     for what in (Each("s", "sum", {"on": AtLeast("2026-01-01")}), *([Field("s", "sum")] if len(reads[0][1]) < 3 else [])):
         mandate = Mandate(steps=(Step("s", "spent", args), Step("do", "pay", {"recipient": "Bob", "amount": Calc("sum", (what,))})))
-        assert bind_call(mandate, facts, {**PROFILES, "spent": SPENT}, kept).standing({}).standing == standing
+        assert match_call(mandate, facts, {**PROFILES, "spent": SPENT}, kept).standing({}).standing == standing
 
 
 def test_an_application_s_rounding_changes_no_amount():
@@ -296,7 +296,7 @@ def test_a_record_of_one_account(where, standing):
     kept.record("transfers", TRANSFERS, {}, rows)
     mandate = Mandate(steps=(Step("t", "transfers"), Step("do", "pay", {"recipient": "Bob", "amount": Pick("t", "sum", where)})))
     facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": 20}, frozenset(("recipient", "amount")), (), "")
-    assert bind_call(mandate, facts, {**PROFILES, "transfers": TRANSFERS}, kept).standing({}).standing == standing
+    assert match_call(mandate, facts, {**PROFILES, "transfers": TRANSFERS}, kept).standing({}).standing == standing
 
 
 def test_an_internal_field_is_enough_for_what_is_not_a_destination():
@@ -312,7 +312,7 @@ def test_a_pattern_a_list_and_a_hidden_way_up_are_not_inside_a_folder(path):
 def test_case_matters_but_in_names(kind, standing):
     profile = ToolProfile(effect="write", critical={"what": kind})
     facts = CallFacts("do", profile, {"what": "rm Notes"}, frozenset({"what"}), (), "")
-    assert bind_call(one("do", {"what": "rm notes"}), facts, {"do": profile}, Outputs()).standing({}).standing == standing
+    assert match_call(one("do", {"what": "rm notes"}), facts, {"do": profile}, Outputs()).standing({}).standing == standing
 
 
 def test_within_names_what_is_inside_a_folder():
@@ -392,7 +392,7 @@ def batch(critical, ordered, args):
     profile = ToolProfile(effect="pay", critical=critical)
     mandate = Mandate(steps=(Step("do", "batch", ordered),))
     facts = CallFacts("batch", profile, args, frozenset(args), (), "")
-    return bind_call(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing
+    return match_call(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing
 
 
 @pytest.mark.parametrize(("rows", "standing"), [
@@ -607,7 +607,7 @@ def test_never_forbids_a_value_with_other_signs_and_what_lies_below_it(kind, unw
     mandate = Mandate(steps=(Step("do", "do", {"what": Free()}),), never=(Never("pay", {kind: unwanted}),))
     for value in (*forbidden, *others):
         facts = CallFacts("do", profile, {"what": value}, frozenset({"what"}), (), "")
-        found = bind_call(mandate, facts, {"do": profile}, Outputs()).standing({}).standing
+        found = match_call(mandate, facts, {"do": profile}, Outputs()).standing({}).standing
         assert found == ("forbidden" if value in forbidden else "covered"), value
 
 
@@ -652,7 +652,7 @@ def test_an_amount_that_cannot_be_counted_deviates_from_a_limit(amount):
 def test_a_limit_does_not_guess_what_a_second_number_multiplies(args, spent):
     profile = ToolProfile(effect="pay", critical={"to": "principal", "quantity": "amount", "price": "amount", "months": "value"})
     mandate = Mandate(steps=(Step("do", "buy", dict.fromkeys(args, Free())),), limits=(Limit("pay", 100),))
-    found = bind_call(mandate, CallFacts("buy", profile, args, frozenset(args), (), ""), {"buy": profile}, Outputs()).standing({})
+    found = match_call(mandate, CallFacts("buy", profile, args, frozenset(args), (), ""), {"buy": profile}, Outputs()).standing({})
     assert codes(found) == ([("", "limit")] if spent is None else [])
     assert [spend.by for spend in found.spends if ":limit:" in spend.counter] == ([spent] if spent else [])
 
@@ -676,8 +676,8 @@ def test_a_copy_of_a_mandate_is_another_mandate():
 def test_a_constant_call_costs_few_functions():
     facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": 45}, frozenset(("recipient", "amount")), (), "")
     kept = outputs()
-    bind_call(PAY, facts, PROFILES, kept).standing({})
-    assert len(python_calls(lambda: bind_call(PAY, facts, PROFILES, kept).standing({}))) <= 15
+    match_call(PAY, facts, PROFILES, kept).standing({})
+    assert len(python_calls(lambda: match_call(PAY, facts, PROFILES, kept).standing({}))) <= 15
 
 
 @pytest.mark.parametrize("n", [1, 65])

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
+from langchain_runtime_authz.mandate.call_matching import CallFacts, match_call
 from langchain_runtime_authz.mandate.description import described_step
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
@@ -50,7 +50,7 @@ def standing(step, *reads, steps=(DAY,), to="Bob", amount=5, own=(ME,)):
     for tool, args, output in reads:
         outputs.record(tool, PROFILES[tool], args, output)
     facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": amount}, frozenset({"to", "amount"}), tuple(own), "")
-    return bind_call(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
+    return match_call(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
 
 
 def only_if(*condition, **more):
@@ -165,7 +165,7 @@ def test_what_a_side_effect_wrote_meets_no_condition():
     outputs.record("day", PROFILES["day"], {"date": "2026-05-19"}, [LUNCH])
     facts = CallFacts("pay", PROFILES["pay"], {"to": "Bob", "amount": 5}, frozenset({"to", "amount"}), (), "")
     mandate = Mandate(steps=(DAY, only_if({"start": AtLeast("2026-05-19 12:00")})))
-    assert bind_call(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
+    assert match_call(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
 
 
 def test_a_condition_names_an_earlier_step_and_is_told():

@@ -10,7 +10,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.argument_atoms import uncovered
+from langchain_runtime_authz.facts.call_arguments import uncovered
 from langchain_runtime_authz.facts.output_reading import copy_output
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains

@@ -9,7 +9,7 @@ from langchain_core.tools import StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
+from langchain_runtime_authz.mandate.call_matching import CallFacts, match_call
 from langchain_runtime_authz.mandate.model import Field, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from tests.attack._graphs import call, hand_written, human, replying
@@ -112,13 +112,13 @@ def test_a_step_waits_for_all_calls_that_a_user_ordered_before_it(source: Any, m
         {"id": "told", "tool": "invite", "args": {"event": "e-7", "who": "bob@x.org"}, "after": "copies"},
     ]})  # fmt: skip
     asked = CallFacts("invite", PROFILES["invite"], {"event": "e-7", "who": "bob@x.org"}, frozenset({"event", "who"}), (), "")
-    binding = bind_call(order.of(source, "m"), asked, PROFILES, Outputs())
-    (copies,) = (counter for counter in binding.counters if counter.endswith("step:copies"))
-    assert binding.standing({copies: made}).standing == standing
+    matched = match_call(order.of(source, "m"), asked, PROFILES, Outputs())
+    (copies,) = (counter for counter in matched.counters if counter.endswith("step:copies"))
+    assert matched.standing({copies: made}).standing == standing
 
 
 def test_an_approver_reads_what_comes_first() -> None:
     """Nobody but the order's writer knows the ids of its steps."""
     asked = CallFacts("invite", PROFILES["invite"], {"event": "e-7", "who": "bob@x.org"}, frozenset({"event", "who"}), (), "")
-    expected = [d.expected for d in bind_call(ORDER, asked, PROFILES, Outputs()).standing({}).deviations if d.code == "after"]
+    expected = [d.expected for d in match_call(ORDER, asked, PROFILES, Outputs()).standing({}).deviations if d.code == "after"]
     assert expected == ["step `made` to succeed first: create_event, title = Lunch"]

@@ -13,7 +13,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, _locks
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
-from langchain_runtime_authz.ledger.base import LASTS, CallRow, Doubt, Scope
+from langchain_runtime_authz.ledger.base import LASTS, CallRow, InDoubtCall, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
@@ -148,10 +148,10 @@ def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> No
 def test_a_failure_leaves_the_calls_of_its_message_alone() -> None:
     """They were planned together with it. A cached message of another entry only looks like the same one."""
     row = CallRow("k", "unknown", "j", None, "pay:x", 5.0, {"failed": True, "plan": "m1", "entry": "e"})
-    found, about = Doubt(SCOPE, "user:alice", row), {"args_digest": "d", "process": "p", "entry": "e"}
-    assert [found.asks("other", SCOPE, {**about, "plan": plan}, 6.0) for plan in ("m1", "m2", None)] == [False, True, True]
-    assert found.asks("other", SCOPE._replace(thread="t2"), {**about, "plan": "m1"}, 6.0)
-    assert found.asks("other", SCOPE, {**about, "plan": "m1", "entry": "e2"}, 6.0)
+    found, about = InDoubtCall(SCOPE, "user:alice", row), {"args_digest": "d", "process": "p", "entry": "e"}
+    assert [found.must_ask("other", SCOPE, {**about, "plan": plan}, 6.0) for plan in ("m1", "m2", None)] == [False, True, True]
+    assert found.must_ask("other", SCOPE._replace(thread="t2"), {**about, "plan": "m1"}, 6.0)
+    assert found.must_ask("other", SCOPE, {**about, "plan": "m1", "entry": "e2"}, 6.0)
 
 
 @pytest.mark.parametrize(("first", "then", "asks"), [

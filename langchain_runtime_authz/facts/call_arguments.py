@@ -19,14 +19,13 @@ from langchain_runtime_authz.facts.normal_forms import (
     skeleton,
     tidy,
 )
-from langchain_runtime_authz.tool_profile import ToolProfile, value_at
+from langchain_runtime_authz.tool_profile import DESTINATIONS, ToolProfile, value_at
 
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
 MAX_ARGUMENT_NODES: Final = 1000  # values in one argument that `uncovered` reads
-DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # a member name that cannot be a value, like `line_1`
-SHORT_KINDS: Final = frozenset((str, int, float, bool))
+SCALAR_TYPES: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
 _BARE_LINK: Final = re.compile(r"[\w\-]{1,63}(?:\.[\w\-]{1,63}){1,8}(?::\d{1,5})?/")
@@ -41,7 +40,7 @@ class Item(NamedTuple):
     keys: tuple[str, ...]
 
 
-class Atom(NamedTuple):
+class TracedArgument(NamedTuple):
     """One critical or date argument of a call."""
 
     name: str
@@ -52,10 +51,10 @@ class Atom(NamedTuple):
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class CallAtoms:
+class TracedArguments:
     """The critical and date arguments of one call."""
 
-    atoms: Sequence[Atom]
+    arguments: Sequence[TracedArgument]
     keys: Sequence[str]  # digests of all items' normal forms, by which the ledger finds their sources
     target: dict[str, Any]  # argument → value of the critical ones, for the request
     bound: Collection[str]  # names of critical arguments, which a request never shortens
@@ -68,7 +67,7 @@ class CallAtoms:
         same digest, because this costs only a question.
         """
         hit, destinations, objects = [], set[str](), set[str]()
-        for name, kind, _, _, marks in sorted(self.atoms):
+        for name, kind, _, _, marks in sorted(self.arguments):
             if marks:
                 hit.append((name, marks))
                 if kind == "object" or kind in DESTINATIONS:
@@ -78,7 +77,7 @@ class CallAtoms:
     def effective_sink(self, declared: str) -> str:
         """Return `declared`, but "none" if all of the call's destinations are empty."""
         silent = False
-        for _, kind, value, _, _ in self.atoms:
+        for _, kind, value, _, _ in self.arguments:
             if kind in DESTINATIONS:
                 if value:
                     return declared
@@ -88,7 +87,7 @@ class CallAtoms:
     def destinations(self) -> list[str]:
         """Return the texts in the destination arguments."""
         found: list[str] = []
-        for _, kind, value, _, _ in self.atoms:
+        for _, kind, value, _, _ in self.arguments:
             if kind in DESTINATIONS:
                 for text in value if isinstance(value, list) else (value,):
                     if isinstance(text, str) and text:
@@ -96,17 +95,17 @@ class CallAtoms:
         return found
 
 
-NO_ATOMS: Final = CallAtoms((), (), {}, ())
+NOTHING_TRACED: Final = TracedArguments((), (), {}, ())
 
 
-def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
+def traced_arguments(profile: ToolProfile, args: Mapping[str, Any]) -> TracedArguments:
     """Cut the arguments that the profile declares as critical or as dates into items."""
     kinds: dict[str, Any] = (
         {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
     )
     if not kinds:
-        return NO_ATOMS
-    atoms: list[Atom] = []
+        return NOTHING_TRACED
+    arguments: list[TracedArgument] = []
     keys: list[str] = []
     target: dict[str, Any] = {}
     bound: list[str] = []
@@ -116,27 +115,29 @@ def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
         if kind != "when" and root in args:
             target[name] = value
             bound.append(root)
-        short = type(value) in SHORT_KINDS and (type(value) is not str or len(value) <= REMEMBERED)
-        atom = _short_atom(name, kind, value) if short else _atom(name, kind, value)
-        atoms.append(atom)
-        for item in atom.items or ():
+        short = type(value) in SCALAR_TYPES and (type(value) is not str or len(value) <= REMEMBERED)
+        argument = _traced_short(name, kind, value) if short else _traced(name, kind, value)
+        arguments.append(argument)
+        for item in argument.items or ():
             keys += item.keys
-    return CallAtoms(atoms, tuple(dict.fromkeys(keys)), target, bound)
+    return TracedArguments(arguments, tuple(dict.fromkeys(keys)), target, bound)
 
 
-def _atom(name: str, kind: str, value: Any) -> Atom:
+def _traced(name: str, kind: str, value: Any) -> TracedArgument:
     flat = _flat(value)
     if flat is None:
-        return Atom(name, kind, value, None, ["".join(sorted(skeleton(repr(value))))] if kind != "when" else [])
+        return TracedArgument(
+            name, kind, value, None, ["".join(sorted(skeleton(repr(value))))] if kind != "when" else []
+        )
     items = []
     for one in flat:
         parts = tuple(_parts(one, kind))
         items.append(Item(one, parts, tuple(key(f) for part in parts for f in part)))
     marks = {m for one in flat for m in _marks(one, kind)} if kind != "when" else ()
-    return Atom(name, kind, value, tuple(items), sorted(marks))
+    return TracedArgument(name, kind, value, tuple(items), sorted(marks))
 
 
-_short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
+_traced_short: Final = lru_cache(maxsize=2048, typed=True)(_traced)
 
 
 def is_empty(value: object) -> bool:
