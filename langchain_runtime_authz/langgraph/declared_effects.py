@@ -118,6 +118,7 @@ class Together(FlowContext[Any]):
     """A `with` or `async with` block's calls, decided together: all begin, or none."""
 
     output: Any = None
+    _open = False  # the block was entered, and has not ended
     _node: NodeCalls | None = None  # the hand-written node that the calls are in
 
     def __init__(self, arrivals: Sequence[Arrival]) -> None:
@@ -163,8 +164,10 @@ class Together(FlowContext[Any]):
         return entered
 
     def _enter(self) -> Flow[Any]:
-        self.begun: list[ToolExecution | Replay] = []
         arrivals = self.arriving()
+        if self._open:
+            raise ConfigError("the block of this effect is open; call `authz.effect` again for another one")
+        self._open, self.begun = True, list[ToolExecution | Replay]()
         self.engine = arrivals[0].engine if arrivals else None
         return self._beginning(arrivals)
 
@@ -183,7 +186,7 @@ class Together(FlowContext[Any]):
         return self.opened()
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None]:
-        failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
+        failed, under_way, self._open = exc, [one for one in self.begun if isinstance(one, ToolExecution)], False
         concludes = tool_execution.ConcludeApart if isinstance(exc, GeneratorExit) else tool_execution.Conclude
         for one in under_way:
             failed = one.clean_error(failed) if failed is not None else None

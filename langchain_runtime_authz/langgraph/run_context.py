@@ -87,16 +87,16 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def __enter__(self) -> T:
+        flow = self._enter()
         try:
-            flow = self._enter()
             return drive(self.engine, flow)
         except BaseException as exc:
             self.__exit__(type(exc), exc, exc.__traceback__)
             raise
 
     async def __aenter__(self) -> T:
+        flow = self._enter()
         try:
-            flow = self._enter()
             return await adrive(self.engine, flow)
         except BaseException as exc:
             await self.__aexit__(type(exc), exc, exc.__traceback__)

@@ -39,7 +39,7 @@ Parser = Callable[[Any, str | None], Any]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class UndecidedCall:
-    """A call that reached its tool without a decision that fits. Subclasses decide it."""
+    """A call without a fitting decision. Outside every run it is denied."""
 
     call: Call  # the call as it would run
     config: Mapping[str, Any]  # the call's config
@@ -48,8 +48,9 @@ class UndecidedCall:
     layer: str = "tool guard"
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
-        """Return the decided call, or a `Denial` if no run can decide it."""
-        raise NotImplementedError
+        """Return the decided call, or a `Denial` if no run can decide it, as here."""
+        yield from ()
+        return Denial(self.call, deny(Code.NO_RUN))
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         """Decide the call, and run the tool's `code` if the call is permitted."""
@@ -72,14 +73,6 @@ class UndecidedCall:
         one.run.engine.tally.count(one.run, "tool", self.call.tool, self.layer, decided=1)
         if not isinstance(one.verdict, Ticket):
             keep_numbers(self.config, one.answers)
-
-
-class RefusedCall(UndecidedCall):
-    """A call outside every run."""
-
-    def decide(self) -> Flow[Denial]:
-        yield from ()
-        return Denial(self.call, deny(Code.NO_RUN))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -110,7 +103,8 @@ class CodeCall(UndecidedCall):
 
     def place(self, ahead: int = 0) -> str:
         """Return the call's number among equal calls, of which `ahead` began with it."""
-        return f"{private.task_id(self.config)}:{(self.counts or {}).get(self.key, 0) + ahead}"
+        number, by = (self.counts or {}).get(self.key, 0) + ahead, current_scope.get().ticket  # `by`: a tool calls it
+        return f"{private.task_id(self.config)}:{by.call_key if by is not None else ''}:{number}"
 
     def counted(self) -> Call:
         """Return the call with its number among equal calls, for a call without a plan."""
@@ -274,7 +268,7 @@ def _by_code(
 ) -> UndecidedCall:  # fmt: skip
     if (owner := find_run(config) or run_handle(config)) is None:
         call = parsing.unknown_call(tool.name, call_id, None, None, {})
-        return RefusedCall(call=call, config=config, call_id=call_id, engine=None)
+        return UndecidedCall(call=call, config=config, call_id=call_id, engine=None)
     call = describe(facts, given)
     if is_guarded(tool) and guard_of(tool).by_application:
         call = replace(call, by_application=True)

@@ -298,6 +298,37 @@ def test_a_block_is_entered_only_on_a_permit(how: str, permit: bool, ran: Any) -
     assert request.context.call.args == {"to": STRANGER, "body": "x"} and completions(authz) == ["done"]
 
 
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("effect", ["write", "read"])
+def test_a_block_is_entered_once_at_a_time(effect: str, again: bool, how: str, ran: Any) -> None:
+    """Entered within itself, it would lose the end of the first call, and that call's credential would stay. The twin ends one, then the other."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    block = authz.effect("act", profile={"effect": effect, "idempotent": True})
+
+    async def enter() -> Any:
+        if how == "sync":
+            with block as call:
+                return await act(call)
+        async with block as call:
+            return await act(call)
+
+    async def act(call: Any) -> Any:
+        ran.append(call)
+        if again and len(ran) == 1:
+            await enter()
+
+    async def both() -> None:
+        for _ in range(2):
+            await enter()
+
+    with authz.run(subject="alice"):
+        if again:
+            assert code_of(lambda: asyncio.run(both()), ConfigError) == "config" and completions(authz) == ["failed"]
+        asyncio.run(both())
+    assert completions(authz)[-2:] == ["done"] * 2 and len(ran) == 2 + again
+    assert said_by(lambda: ran[0].idempotency_key) is not None and current_call()._ticket is None
+
+
 def test_a_block_that_ran_is_not_entered_again(ran: Any) -> None:
     """It cannot be skipped, so the node that runs again is denied rather than the effect repeated."""
     authz = RuntimeAuthz(pdp=StaticPDP(True))

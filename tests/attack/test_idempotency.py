@@ -240,3 +240,46 @@ def test_code_that_tries_a_paused_call_again_makes_calls_that_count(limit: str) 
     enter, _ = limited(limit, loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([settle]), checkpointer=InMemorySaver()))
     enter(human())
     assert ran == ["ann"] * (3 if limit == "none" else 1)
+
+
+@pytest.mark.parametrize("by", ["tool node", "agent", "node", "a loop in a node", "outside"])
+def test_tools_that_each_make_an_equal_call_make_as_many(by: str, go: Any, protected: bool, ran: list[Any]) -> None:
+    """None gets the result of another tool's call. A question makes the tools run again: only unprotected are the calls repeated."""
+    asked: list[str] = []
+
+    @tool
+    def note(text: str) -> str:
+        """Note."""
+        ran.append(text)
+        return f"{text} {len(ran)}"
+
+    @tool
+    def outer(number: int) -> str:
+        """Take a note."""
+        noted: str = note.invoke({"text": "same"})
+        if number == 2:
+            asked.append(interrupt("go on?"))
+        return noted
+
+    def step(state: Any) -> Any:
+        numbers = [c["args"]["number"] for c in model.invoke(state["messages"]).tool_calls] if by.startswith("a loop") else (1, 2)
+        return {"messages": [AIMessage(" ".join(outer.invoke({"number": number}) for number in numbers))]}
+
+    authz = authz_with(StaticPDP(True), profiles={name: ToolProfile(effect="write", sink="internal") for name in ("note", "outer")})
+    plans = [[call("outer", {"number": 1}, "1")], [call("outer", {"number": 2}, "2")]]
+    model = replying(*([[*plans[0], *plans[1]]] if by.startswith("a loop") else plans))
+    if by == "outside" and protected:
+        note, outer = authz.guard(note), authz.guard(outer)
+    build = {"tool node": hand_written, "agent": agent_graph}.get(by)
+    graph = build(model, [outer], checkpointer=InMemorySaver()) if build else node_graph(step, checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if protected and by != "outside" else graph
+    with authz.run(subject="alice") as run:
+        assert go(graph, human(), run.config(THREAD))["__interrupt__"]
+        assert ran == ["same"] * 2
+        if by == "outside":  # where a node that runs again makes new calls
+            return
+        state = go(graph, Command(resume="yes"), run.config(THREAD))
+    assert asked == ["yes"] and ran == ["same"] * (2 if protected else 4 if build is None else 3)
+    if protected:
+        told_model = " ".join(m.text for m in state["messages"])
+        assert "same 1" in told_model and "same 2" in told_model
