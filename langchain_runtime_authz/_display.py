@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Final
 
-from langchain_runtime_authz._regex import lazy, normalize
+from langchain_runtime_authz._text import lazy, normalize
 
 MAX_SHOWN: Final = 240  # characters of one text or number
 MAX_LISTED: Final = 40  # texts and numbers of one list or object

@@ -16,7 +16,7 @@ from contextvars import Context, copy_context
 from functools import cache, partial, wraps
 from operator import attrgetter
 from threading import Event, Thread
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -202,3 +202,53 @@ def drive_apart(engine: Any, flow: Flow[Any]) -> None:
         drive(engine, flow)
     else:
         wait([in_thread(partial(drive, engine, flow), "runtime-authz-end")], PATIENCE)
+
+
+class FlowContext(Generic[T]):
+    """A sync and async context manager whose entry and exit are flows."""
+
+    engine: Any
+    apart = False  # True if the end of a generator may leave the context
+
+    def _enter(self) -> Flow[T]:
+        raise NotImplementedError
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
+        """Return the flow that leaves the context or None. `cut`: a generator closed."""
+        raise NotImplementedError
+
+    def __enter__(self) -> T:
+        flow = self._enter()
+        try:
+            return drive(self.engine, flow)
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    async def __aenter__(self) -> T:
+        flow = self._enter()
+        try:
+            return await adrive(self.engine, flow)
+        except BaseException as exc:
+            await self.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if (over := self._over(exc, cut=False)) is not None:
+            (drive_apart if self.apart and kind is GeneratorExit else drive)(self.engine, over)
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
+        if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
+            await adrive(self.engine, over)
+
+
+def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
+    """Run `code(entered)` inside `context`, which must not swallow exceptions."""
+    leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
+    try:
+        result = yield from code(entered)
+    except BaseException as exc:
+        yield Perform(*leave, type(exc), exc, exc.__traceback__)
+        raise
+    yield Perform(*leave, None, None, None)
+    return result

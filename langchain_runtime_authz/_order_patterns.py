@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz._regex import normalize
+from langchain_runtime_authz._text import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
 WORD, WORDS = ":word", ":words"

@@ -7,7 +7,7 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from langchain_runtime_authz._regex import normalize
+from langchain_runtime_authz._text import normalize
 from langchain_runtime_authz.errors import ConfigError
 
 _URL: Final = re.compile(r"[!#-\[\]^_`a-~]+")  # printable ASCII without space, quote and backslash

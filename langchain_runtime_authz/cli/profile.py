@@ -125,11 +125,8 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
         fitting = ready(tool)
         why = f"no profile here, but in the ready set `{fitting[0]}`" if fitting else "no profile"
-        return (
-            []
-            if own.declared
-            else [f"{tool.name}: {why}; see `runtime-authz {'init' if fitting else 'profile suggest'}`"]
-        )
+        missing = f"{tool.name}: {why}; see `runtime-authz {'init' if fitting else 'profile suggest'}`"
+        return [] if own.declared else [missing]
     if why := why_foreign(tool, declared):
         return [f"{tool.name}: {why}, so it keeps asking"]
     found = []

@@ -278,10 +278,10 @@ class ExchangeAuth(TicketAuth):
         ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run's present lease may be another
         # The provider's token does not name the task, so a service cannot refuse it after a correction. Ask the ledger.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
-            run.exchanged = None
+            run.local.exchanged = None
             raise CredentialError(Code.CREDENTIAL_REVOKED)
-        if (kept := run.exchanged) is None or kept[0] != lease:
-            kept = run.exchanged = (lease, {})
+        if (kept := run.local.exchanged) is None or kept[0] != lease:
+            kept = run.local.exchanged = (lease, {})
         return kept[1]  # type: ignore[no-any-return]
 
 

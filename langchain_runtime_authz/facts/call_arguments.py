@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz._regex import visible_text
+from langchain_runtime_authz._text import visible_text
 from langchain_runtime_authz.facts.normal_forms import (
     REMEMBERED,
     forms_of,

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz._regex import lazy, normalize
+from langchain_runtime_authz._text import lazy, normalize
 
 EXACT: Final = Context(prec=100)  # the application's decimal context may round amounts
 MAX_VALUE: Final = 2048  # characters; a longer value has no form

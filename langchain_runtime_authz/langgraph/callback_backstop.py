@@ -30,7 +30,6 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_input import resume_handler
-from langchain_runtime_authz.langgraph.guarded_tool import ToolGuard, is_guarded
 from langchain_runtime_authz.langgraph.messages import answer_message
 from langchain_runtime_authz.langgraph.model_call import call_as_sent, decide_shown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
@@ -38,6 +37,7 @@ from langchain_runtime_authz.langgraph.run_context import RunHandle, current_nod
 from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, UndecidedCall, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown_call
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.obligations import obliged_fields
@@ -107,10 +107,10 @@ class _Models(BaseCallbackHandler):
             return None
         messages = given[0] if given and not isinstance(given[0], str) else ()  # a prompt has no system message
         call = call_as_sent(serialized, messages, kwargs.get("metadata"), kwargs.get("invocation_params"))
-        with by.lock:
-            by.asked_model[kwargs.get("run_id")] = (call.model, call.prompt)
-            while len(by.asked_model) > _KEEP:
-                by.asked_model.pop(next(iter(by.asked_model)))
+        with by.models.lock:
+            by.models.running[kwargs.get("run_id")] = (call.model, call.prompt)
+            while len(by.models.running) > _KEEP:
+                by.models.running.pop(next(iter(by.models.running)))
         return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     on_llm_start = on_chat_model_start
@@ -118,21 +118,21 @@ class _Models(BaseCallbackHandler):
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _handle_around()) is None:
             return
-        asked = by.asked_model.pop(kwargs.get("run_id"), (None, None))
+        asked = by.models.running.pop(kwargs.get("run_id"), (None, None))
         for generation in chain.from_iterable(response.generations):
             message = generation.message if isinstance(generation, ChatGeneration) else None
             if not isinstance(message, AIMessage) or not message.tool_calls:
                 continue
-            with by.lock:
-                by.seen_from_model[calls_digest(plan_calls(message.tool_calls))] = asked
-                while len(by.seen_from_model) > _KEEP:
-                    by.seen_from_model.pop(next(iter(by.seen_from_model)))
+            with by.models.lock:
+                by.models.returned[calls_digest(plan_calls(message.tool_calls))] = asked
+                while len(by.models.returned) > _KEEP:
+                    by.models.returned.pop(next(iter(by.models.returned)))
             if (node := current_node(by)) is not None:
                 node.plans.announced.append((private.task_id(var_child_runnable_config.get() or {}), message))
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _handle_around()) is not None:
-            by.asked_model.pop(kwargs.get("run_id"), None)
+            by.models.running.pop(kwargs.get("run_id"), None)
 
 
 class _Backstop(_Models):

@@ -42,13 +42,13 @@ AskAgain: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value, ap
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
-    known = run.schemas_read or not any(call.profile.needs_mandate for call in calls)
+    known = run.local.schemas_read or not any(call.profile.needs_mandate for call in calls)
     return decide_calls(run, calls) if known and entry is None else _decide_with_entry(run, calls, entry, known=known)
 
 
 def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: bool) -> Flow[list[DecidedCall]]:
     if not known:
-        run.schemas_read = True
+        run.local.schemas_read = True
         # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
         yield (Block, getattr, run.engine.tools, "schemas")
     decided = yield from decide_calls(run, calls, entry)
@@ -165,7 +165,7 @@ class _Asking:
 
     def _known(self) -> tuple[set[str], set[str]]:
         """Return ids of questions answered in this execution, and keys of rejected calls."""
-        return self.run.heard.setdefault(answer_numbers.execution_of(self.config), (set(), set()))
+        return self.run.local.answered.setdefault(answer_numbers.execution_of(self.config), (set(), set()))
 
     def ask(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False

@@ -29,19 +29,19 @@ from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, PutOp
 from langgraph.types import StreamWriter
 
-from langchain_runtime_authz._flow import both
+from langchain_runtime_authz._flow import FlowContext, both, run_within
 from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.credential.ticket import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.guarded_tool import facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE, NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like, weakly_cached
-from langchain_runtime_authz.langgraph.run_context import FlowContext, current_run, run_within
+from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, NodeCall, OutsideCall, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts

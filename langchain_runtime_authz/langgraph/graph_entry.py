@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, StateSnapshot
 
+from langchain_runtime_authz._flow import FlowContext
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
@@ -58,7 +59,7 @@ class RootEntry:
         task_memory: tuple[tuple[str, ...], ...] = (),
         development: bool = False,
     ) -> None:
-        self.engine, self.development, self._said = engine, development, development
+        self.engine, self.development, self._warned = engine, development, development
         self._memory = task_memory
         self._subject_from = subject_from
         self.channels, self.others = task_channels, inputs.other_watched(task_channels)
@@ -105,8 +106,8 @@ class RootEntry:
     def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
         """Return the handle of a run that no `authz.run(...)` opened."""
         found = self._subject_from(config) if self._subject_from is not None else None
-        if found is None and not self._said:
-            self._said = True
+        if found is None and not self._warned:
+            self._warned = True
             _log.warning(NO_SUBJECT)
         nobody = DEVELOPER if self.development else ANONYMOUS
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.as_caller(found), None)
@@ -150,7 +151,7 @@ class RootEntry:
         return place
 
 
-class RunEntry(run_context.FlowContext[T]):
+class RunEntry(FlowContext[T]):
     """A context manager that opens a graph's run, and closes it."""
 
     apart = True
@@ -249,7 +250,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
         """
         if (together := private.superstep_id(config)) is not None:
             # Calls of one message may be tasks of one superstep. They get one `entry`, or each would ask about the others.
-            run.entry = f"{together} {run.run_id if self.handle is not None else ''}"
+            run.entry.name = f"{together} {run.run_id if self.handle is not None else ''}"
         namespace: str | None = private.agent_ns(config)
         if self.graph is not None:
             place = private.place_below(self.graph, config, number)
@@ -309,7 +310,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = RunEnd(), list[Change](), list[HumanText]()
-        busy = bool(run.children)  # child agents may still run and write, as after `gather` failed
+        busy = bool(run.entry.children)  # child agents may still run and write, as after `gather` failed
         saver, watch = self.saver, self.root_entry.watch
         if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
             try:
@@ -322,7 +323,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
                     below = waiting.digest if waiting is not None and not busy else None
-                    if head is not None and head.id == run.loaded:  # this entry wrote no checkpoint
+                    if head is not None and head.id == run.entry.loaded:  # this entry wrote no checkpoint
                         head = self.head or head
                     elif head is not None:
                         self.lost = ()
@@ -337,7 +338,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
                 raise
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        over += [SetMark(ANEW, min(run.asked_anew))] if len(run.asked_anew) == 1 else []
+        over += [SetMark(ANEW, min(run.entry.asked_anew))] if len(run.entry.asked_anew) == 1 else []
         yield from close_run(run, left, over if cut else [*over, *self.lost], edits)
 
 
@@ -391,7 +392,7 @@ class ChildEntry(RunEntry[Any]):
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         if isinstance(exc, GraphInterrupt) and exc.args and getattr(self.graph, "checkpointer", None) is False:
-            self.parent.asked_anew.update(i.id for i in exc.args[0])
+            self.parent.entry.asked_anew.update(i.id for i in exc.args[0])
         return super()._over(exc, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:

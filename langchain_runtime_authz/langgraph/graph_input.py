@@ -110,11 +110,8 @@ def taken_out(given: object, values: object) -> list[HumanText]:
     before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {content_of(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
     ours = [m for m in before if messages.is_human(m) or (isinstance(m, AIMessage) and m.tool_calls)]
-    lost = [
-        content_of(m)
-        for m in ours
-        if (content_digest(m.content) if messages.is_human(m) else content_of(m)) not in back
-    ]
+    said = [content_digest(m.content) if messages.is_human(m) else content_of(m) for m in ours]
+    lost = [content_of(m) for m, text in zip(ours, said, strict=True) if text not in back]
     return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
 
 
@@ -166,7 +163,7 @@ def deliver_corrections(entry: OpenedEntry, input: Any, state: Any, asked: Colle
         return state_updates.with_messages(input, news)
     update = input.update if isinstance(input, Command) else None
     if not before or messages.has_unanswered_calls(before) or not (update is None or isinstance(update, dict)):
-        entry.run.undelivered = tuple(t.text for t in texts)
+        entry.run.entry.undelivered = tuple(t.text for t in texts)
         return input
     merged = state_updates.with_messages(update, news)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)

@@ -112,11 +112,9 @@ def result_for_replay(output: Any, asked: Sequence[int] = (), call_id: str | Non
         text = ""
     if 0 < len(text) <= MAX_KEPT:
         return text
-    return (
-        result_for_replay(output.model_copy(update={"artifact": None}), asked)
-        if "artifact" in record
-        else only_asked(asked)
-    )
+    if "artifact" in record:
+        return result_for_replay(output.model_copy(update={"artifact": None}), asked)
+    return only_asked(asked)
 
 
 def _command_text(output: Command[Any]) -> str:
@@ -339,7 +337,7 @@ def foreign_plans(run: Run, value: object) -> None:
             found.append(message)
     for message in found:
         if message.tool_calls:
-            run.foreign.add(calls_digest(plan_calls(message.tool_calls)))
+            run.models.foreign.add(calls_digest(plan_calls(message.tool_calls)))
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
@@ -363,8 +361,8 @@ def record_or_halt(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:
             plan = record.plan
-            if isinstance(done, Committed) and plan.id not in run.recorded:
-                run.recorded[plan.id] = plan.calls
+            if isinstance(done, Committed) and plan.id not in run.local.plans:
+                run.local.plans[plan.id] = plan.calls
                 tools = []
                 for call in plan.calls[:_MAX_PLANNED]:
                     tools.append(tool_label(call.tool))
@@ -380,15 +378,15 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         return None
     calls = plan_calls(message.tool_calls)
     seen = calls_digest(calls)
-    by = run.seen_from_model.get(seen)
+    by = run.models.returned.get(seen)
     ident = message.id
     if by is None and (
-        seen in run.foreign or any(m is message or (ident and m.id == ident) for m in ai_messages(given))
+        seen in run.models.foreign or any(m is message or (ident and m.id == ident) for m in ai_messages(given))
     ):
         return None
     if ident is None:
         ident = message.id = str(uuid.uuid4())
-    if by is not None and run.recorded.get(ident, calls) != calls:  # the model rewrote its message
+    if by is not None and run.local.plans.get(ident, calls) != calls:  # the model rewrote its message
         ident = f"{ident} {seen}"
     model, prompt = by if by is not None else (None, None)
     source: Literal["code", "model"] = "code" if by is None else "model"

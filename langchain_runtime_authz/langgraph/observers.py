@@ -27,11 +27,11 @@ from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph.guarded_tool import is_guarded
 from langchain_runtime_authz.langgraph.private_api import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, current_run
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import is_guarded
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.run import Flow, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_observation
@@ -152,7 +152,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
     else:
         own.newest = run
         metadata: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get("metadata") or {}
-        by = "tool" if call else "model" if run.asked_model else "node"
+        by = "tool" if call else "model" if run.models.running else "node"
         acting = [(own, run, by, call.tool if call else str(metadata.get("langgraph_node", "")))]
     if acting and (effect := _read(reader, args)) is not None and not _by_library():
         for observer, of, by, name in acting:

@@ -29,11 +29,11 @@ from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
-from langchain_runtime_authz.langgraph.guarded_tool import is_guarded
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
+from langchain_runtime_authz.langgraph.tool_facts import is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
@@ -303,7 +303,7 @@ class _Remote(ChildEntry):
         if (ticket := current_ticket()) is not None:  # so that the token is found in the tool's output
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"
-        _places[self.header] = self.profile.url, run.invited
+        _places[self.header] = self.profile.url, run.delegation
         _watch(self.http)
         return {"Authorization": self.header}
 

@@ -11,12 +11,12 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from itertools import filterfalse
 from operator import attrgetter
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -33,14 +33,13 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
-from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, drive, methods, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, ModelCalls, Run, drive, methods, new_id
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, close_run, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
 
-T = TypeVar("T")
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
@@ -71,56 +70,6 @@ class ConfigHandle(Sealed):
 
 # The run of the surrounding `with authz.run(...)`.
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
-
-
-class FlowContext(Generic[T]):
-    """A sync and async context manager whose entry and exit are flows."""
-
-    engine: Any
-    apart = False  # True if the end of a generator may leave the context
-
-    def _enter(self) -> Flow[T]:
-        raise NotImplementedError
-
-    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow that leaves the context or None. `cut`: a generator closed."""
-        raise NotImplementedError
-
-    def __enter__(self) -> T:
-        flow = self._enter()
-        try:
-            return drive(self.engine, flow)
-        except BaseException as exc:
-            self.__exit__(type(exc), exc, exc.__traceback__)
-            raise
-
-    async def __aenter__(self) -> T:
-        flow = self._enter()
-        try:
-            return await adrive(self.engine, flow)
-        except BaseException as exc:
-            await self.__aexit__(type(exc), exc, exc.__traceback__)
-            raise
-
-    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if (over := self._over(exc, cut=False)) is not None:
-            (drive_apart if self.apart and kind is GeneratorExit else drive)(self.engine, over)
-
-    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
-            await adrive(self.engine, over)
-
-
-def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run `code(entered)` inside `context`, which must not swallow exceptions."""
-    leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
-    try:
-        result = yield from code(entered)
-    except BaseException as exc:
-        yield Perform(*leave, type(exc), exc, exc.__traceback__)
-        raise
-    yield Perform(*leave, None, None, None)
-    return result
 
 
 class run_scope(CodeScope):
@@ -227,10 +176,8 @@ class RunHandle(Sealed):
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
-        # Model outputs of unprotected graphs, for `AuthzToolNode`. The two mappings are as in `Run`.
-        self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
-        self.asked_model: dict[object, tuple[str, str | None]] = {}
-        self.lock = threading.Lock()
+        self.models = ModelCalls()  # of unprotected graphs, for `AuthzToolNode`
+        self._lock = threading.Lock()
         self.closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject
@@ -306,7 +253,7 @@ class RunHandle(Sealed):
         """Add a root entry's run, for `close` to end. Raises `AuthzDenied` if closed."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        with self.lock:  # forget closed entries, because a run may last as long as its process
+        with self._lock:  # forget closed entries, because a run may last as long as its process
             self._entries = [*filterfalse(attrgetter("closed"), self._entries), run]
 
     def _open(self, frame: FrameType) -> RunHandle:

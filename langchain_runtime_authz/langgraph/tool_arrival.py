@@ -25,11 +25,11 @@ from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
-from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Engine, Flow, Run

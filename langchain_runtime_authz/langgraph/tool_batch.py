@@ -18,6 +18,7 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
+from langchain_runtime_authz._flow import run_within
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import Code
@@ -26,10 +27,10 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
-from langchain_runtime_authz.langgraph.guarded_tool import guard_of
 from langchain_runtime_authz.langgraph.private_api import ToolNode
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, run_within
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, RunCode, under_lock
+from langchain_runtime_authz.langgraph.tool_facts import guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -90,12 +91,12 @@ class MessageCalls:
     def _batch(self, run: Run) -> _Batch:
         """Return the batch of the message, found by its list of calls or an equal list."""
         tools = id(self.node._tools_by_name)  # another node's tools may have the same names
-        with run.lock:
-            planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
+        with run.local.lock:
+            planned, batch = run.local.batches.get(same := (tools, id(self.planned)), (None, None))
             if planned is not self.planned:
                 alike = (tools, f"{self.plan_id} {calls_digest(plan_calls(self.planned))}")
-                batch = run.batches.setdefault(alike, ((threading.Lock(), threading.Lock()), []))
-                run.batches[same] = (self.planned, batch)  # holds the list, so that its id is not reused
+                batch = run.local.batches.setdefault(alike, ((threading.Lock(), threading.Lock()), []))
+                run.local.batches[same] = (self.planned, batch)  # holds the list, so that its id is not reused
             return cast("_Batch", batch)
 
     def describe(self) -> list[Call]:

@@ -17,8 +17,8 @@ from langchain_runtime_authz.digest import as_json, digest, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.call_arguments import NOTHING_TRACED, traced_arguments
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
-from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.pep.call import Call, ToolInput
 from langchain_runtime_authz.tool_profile import UNPROFILED
 

@@ -20,13 +20,13 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph.guarded_tool import GuardsInPlace, ToolGuard, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.object_graph import walk_objects
 from langchain_runtime_authz.langgraph.output_filter import afilter_call, filter_call, return_or_raise
 from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter, subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import UndecidedCall, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, ArrivedCall, Stage, ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import GuardsInPlace, ToolGuard, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Profiles, functions_held
 from langchain_runtime_authz.pep.run import adrive, drive
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 
+from langchain_runtime_authz._flow import run_within
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
@@ -18,12 +19,12 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
-from langchain_runtime_authz.langgraph.guarded_tool import is_guarded
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
-from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, run_within
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
+from langchain_runtime_authz.langgraph.tool_facts import is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -198,7 +199,7 @@ class AuthzToolNode(_Gate):
         def inside(entered: tuple[Any, Any]) -> Flow[Any]:
             run = cast("Run", find_run(entered[1]))
             if isinstance(owner, RunHandle) and entered[0] is input:
-                run.seen_from_model.update(owner.seen_from_model)
+                run.models.returned.update(owner.models.returned)
                 yield from record_plans(run, input, ai_messages(input)[-1:])
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from langchain_runtime_authz._display import is_invisible
-from langchain_runtime_authz._regex import normalize
+from langchain_runtime_authz._text import normalize
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.plain_orders import Known, says

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 Spans = Sequence[tuple[int, int]]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from html import unescape
 from typing import Final
 
-from langchain_runtime_authz._regex import lazy, visible_text
+from langchain_runtime_authz._text import lazy, visible_text
 from langchain_runtime_authz.facts.normal_forms import fold, mentions_in
 
 MAX_TEXT: Final = 8192  # characters of one text argument

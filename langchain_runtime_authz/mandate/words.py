@@ -18,7 +18,7 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final
 
-from langchain_runtime_authz._regex import normalize
+from langchain_runtime_authz._text import normalize
 from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days

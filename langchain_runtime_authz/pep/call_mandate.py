@@ -42,9 +42,9 @@ class ApplicationMandate(NamedTuple):
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
         spent_at = first if first != run.scope else None
-        if run.mandate is not None and (run.mandate, run.spent_at) == (self.mandate, spent_at):
+        if run.entry.mandate is not None and (run.entry.mandate, run.entry.spent_at) == (self.mandate, spent_at):
             return []
-        run.mandate, run.spent_at = self.mandate, spent_at
+        run.entry.mandate, run.entry.spent_at = self.mandate, spent_at
         kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
         return [SetMark(APPLICATION_MANDATE, json.dumps(kept))]
 
@@ -60,19 +60,19 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 def recall_mandate(run: Run, mark: str | None) -> None:
     """Set the run's mandate from a ledger mark, if the mark is of this epoch."""
-    run.mandate = run.spent_at = None
+    run.entry.mandate = run.entry.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
-        run.mandate = Mandate.model_validate(kept["mandate"])
-        run.spent_at = Scope(*kept["spent_at"]) if kept["spent_at"] else None
+        run.entry.mandate = Mandate.model_validate(kept["mandate"])
+        run.entry.spent_at = Scope(*kept["spent_at"]) if kept["spent_at"] else None
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
     """Return the mandate of the application, the planner or the user's words."""
-    if run.mandate is not None:
-        return run.mandate
+    if run.entry.mandate is not None:
+        return run.entry.mandate
     if run.engine.planner is not None:
-        return run.planned
+        return run.entry.planned
     if said.compiled == ():
         said.compiled = _compiled(run, said)
     return said.compiled  # type: ignore[return-value]
@@ -107,9 +107,9 @@ def find_match(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, M
         chosen_arguments(run, mandate, call),
         tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
-        task_key(run) if mandate is run.mandate else _task_key_of_words(run, said.turn, mandate, call),
+        task_key(run) if mandate is run.entry.mandate else _task_key_of_words(run, said.turn, mandate, call),
         run.grant.steps if run.grant is not None else None,
-        (said.turn.at if mandate is not run.mandate else 0) or run.started_at,
+        (said.turn.at if mandate is not run.entry.mandate else 0) or run.entry.started_at,
         run.engine.zone,
     )
     memory = run.engine.memory
@@ -135,7 +135,7 @@ def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset
 
 def task_key(run: Run) -> TaskKey:
     """Return the key of the task, under which outputs of reads are stored."""
-    return run.epoch, run.mandate.digest if run.mandate is not None else "", None
+    return run.epoch, run.entry.mandate.digest if run.entry.mandate is not None else "", None
 
 
 def _task_key_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> TaskKey:
@@ -144,7 +144,7 @@ def _task_key_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call
     Usually the reads since the user's order count, even if the newest text only says "yes, do it". For a write inside
     the application that the planner's mandate orders, older reads count too, unless their data changed.
     """
-    inside = mandate is run.planned and call.profile.inside
+    inside = mandate is run.entry.planned and call.profile.inside
     return run.epoch, "", turn.fresh if inside else turn.since
 
 
@@ -174,7 +174,7 @@ def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
         return None
     if mandate.key:
         return Scope(run.scope.tenant, run.scope.issuer, "mandate:", run.subject.principal)
-    return run.spent_at
+    return run.entry.spent_at
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
         of_call["within"] = ticket.call_key
-    return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
+    return {**of_call, "process": PROCESS[0], "entry": run.entry.name, "idempotent": call.profile.idempotent}
 
 
 def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:

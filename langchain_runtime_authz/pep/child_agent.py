@@ -7,7 +7,7 @@ Budgets are counted per thread, so all agents of the thread share them.
 from __future__ import annotations
 
 import time
-from dataclasses import fields
+from dataclasses import replace
 from typing import Final, cast
 
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
@@ -20,9 +20,9 @@ from langchain_runtime_authz.ledger.call_changes import SpendBudget
 from langchain_runtime_authz.ledger.changes import Change, RecordEdge
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event
+from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.mint_tokens import audiences_of, mint_for_agent
-from langchain_runtime_authz.pep.run import Flow, Inherited, Run, new_id
-from langchain_runtime_authz.pep.run_lifecycle import take_lease
+from langchain_runtime_authz.pep.run import Flow, Run, new_id
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
 
@@ -45,15 +45,18 @@ def open_child(
     opened = make_edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
-        opened = parent.handed.get(name, opened)
+        opened = parent.entry.handoffs.get(name, opened)
     child = Run(
-        **{one.name: getattr(parent, one.name) for one in fields(Inherited)},
-        agent=(*parent.agent, name),
-        jti=new_id(),
-        grant=parent.engine.granted(profile, parent.grant, request),
+        *(parent.engine, parent.scope, parent.subject, parent.run_id, parent.entry, (*parent.agent, name), new_id()),
+        parent.engine.granted(profile, parent.grant, request),
         parent=parent,
+        depth=parent.depth + 1,
+        expires_at=parent.expires_at,
+        keyed_thread=parent.keyed_thread,
+        models=replace(parent.models, running={}),
         waiting=parent.waiting if call_id is None else (*parent.waiting, (parent.agent, call_id)),
     )
+    child.move_to(parent.epoch, child.jti)
     changes: list[Change] = [RecordEdge(opened), take_lease(child)]
     if child.grant is not None and INVOKE in child.grant.budgets:
         changes.append(SpendBudget(INVOKE, child.grant.budgets[INVOKE]))
@@ -62,13 +65,13 @@ def open_child(
     decision = yield from _invited(parent, opened, changes, refuse)
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
-    child.invited = decision.decision_id
+    child.delegation = decision.decision_id
     detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
     try:
         yield run_event(parent, "delegated", time.time(), detail=detail)
     except AuditError as exc:
         raise AuthzDenied(exc.code, decision.decision_id) from exc
-    child.children.add(child.jti)
+    child.entry.children.add(child.jti)
     child.span = run_span(child, decision=decision.decision_id)
     count_metric("leases")
     return child
@@ -77,16 +80,16 @@ def open_child(
 def child_credential(child: Run, audience: str) -> Flow[Credential]:
     """Mint the credential of the child's lease, for the server that runs the child."""
     parent = cast("Run", child.parent)
-    task: Task = parent.task_part[0]  # the task when the delegation was decided
+    task: Task = parent.local.task_json[0]  # the task when the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
-    return (yield from mint_for_agent(parent, time.time(), task, child.mandate, child.invited, **asked))
+    return (yield from mint_for_agent(parent, time.time(), task, child.entry.mandate, child.delegation, **asked))
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
     """Decide a hand-off when its tool is called. The child's start is decided later."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
-        run.handed[opened.to] = opened
+        run.entry.handoffs[opened.to] = opened
     return decision
 
 

@@ -123,6 +123,7 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             yield from decision_log.send_notifications(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
         return (yield from _release(run, decided, _released(decided, changes), exc, recorded))
+    ordered = decided.standing.standing == "covered"
     ticket = Ticket(
         tool=call.tool,
         call_id=call.call_id,
@@ -137,9 +138,7 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         reaches=audiences_of(run, call.profile.exchange_audiences) if tokens else (),
         obligations=decision.obligations,
         undo=lambda: _released(decided, changes),
-        awaited=decided.standing.awaited
-        if decided.standing.standing == "covered" or decided.approval is not None
-        else "",
+        awaited=decided.standing.awaited if ordered or decided.approval is not None else "",
         mint=minter_for_call(run, decided, tokens, done.now) if tokens else None,
         status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
@@ -182,12 +181,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     about: dict[str, Any] | None = None
     deed, *also = decided.deeds or ("",)
     if deed:
-        about = {
-            **calls_in_doubt.facts_of_doubt(run, call),
-            "tool": name,
-            "call_id": call.call_id,
-            "run_id": run.run_id,
-        }
+        about = calls_in_doubt.facts_of_doubt(run, call) | {"tool": name, "call_id": call.call_id, "run_id": run.run_id}
         about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
         if deed.endswith(f":{SEVERAL}"):
             about["targets"] = also
@@ -237,7 +231,7 @@ def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
     if not decided.replay:
         killed = decided.decision.outcome == "permit"
         return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
-    message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
+    message = run.untold() if decided.stale else ""
     if message:  # the user's texts that the graph has not received
         try:
             yield Commit(run.scope, None, [ledger.TakePending()])
@@ -273,5 +267,6 @@ def _idempotency_key(run: Run, decided: DecidedCall) -> str:
     call = decided.call
     if call.plan_id is None:
         return decided.key
-    run.intent = run.intent or json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
-    return plan.call_key(run.intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
+    if not run.local.idempotency_prefix:
+        run.local.idempotency_prefix = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
+    return plan.call_key(run.local.idempotency_prefix, call.plan_id, call.position or 0, call.tool, call.args_digest)

@@ -25,9 +25,9 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_mandate import chosen_arguments, counting_scope, task_key
-from langchain_runtime_authz.pep.data_versions import version_read
 from langchain_runtime_authz.pep.obligations import changes_owed
 from langchain_runtime_authz.pep.request_builder import SMALL, observe_result
+from langchain_runtime_authz.pep.resource_versions import version_read
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
 from langchain_runtime_authz.telemetry.logs import get_logger
 
@@ -57,7 +57,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
         message = decided.approval.message
     elif decision.reason == Code.STALE_EPOCH or decided.stale:
-        message = "\n".join((*run.undelivered, *run.corrected))
+        message = run.untold()
         changes += [ledger.TakePending()] if message else []
     done: Committed | Conflict | None = None
     rotated = None
@@ -127,7 +127,7 @@ def conclude_call(
     read: tuple[str, str, str] | None = None
     if state == "released":
         changes.append(released := ticket.undo())
-        yield from refund_mandate(run, counting_scope(run, run.mandate), released.refund)
+        yield from refund_mandate(run, counting_scope(run, run.entry.mandate), released.refund)
     else:
         # A read may run again, so its end is not stored. The repeated read gets the answers to its questions in order.
         ended = "failed" if state == "denied" else state
@@ -161,7 +161,7 @@ def conclude_call(
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
             done = yield (Commit, run.scope, None, late)
         if ticket.awaited and state == "done":
-            yield from refund_mandate(run, counting_scope(run, run.mandate) or run.scope, ((ticket.awaited, 1),))
+            yield from refund_mandate(run, counting_scope(run, run.entry.mandate) or run.scope, ((ticket.awaited, 1),))
         now = getattr(done, "now", 0.0)
         ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
         yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))
@@ -183,10 +183,8 @@ def _remember(
         memory.keep(scope, found)
     outputs = memory.reached(scope, call.traced.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
-    given = call.given if call.profile.side_effect else chosen_arguments(run, run.mandate or run.planned, call)
-    task, words, resource = (
-        task_key(run),
-        not (done and call.profiled),
-        (read[0], read[2]) if read is not None else None,
-    )
-    outputs.record(*about, kept, given=given, task=task, words=words, resource=resource)
+    mandate = run.entry.mandate or run.entry.planned
+    given = call.given if call.profile.side_effect else chosen_arguments(run, mandate, call)
+    resource = (read[0], read[2]) if read is not None else None
+    words = not (done and call.profiled)
+    outputs.record(*about, kept, given=given, task=task_key(run), words=words, resource=resource)

@@ -5,14 +5,15 @@ Each change of the task advances the epoch by compare-and-set, so earlier plans 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, cast
 
 from langchain_runtime_authz.digest import json_text
-from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, UNRECORDED, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry_plan, raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, new_texts
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
@@ -20,9 +21,66 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
 from langchain_runtime_authz.pep import approval_answers
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
-from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
-from langchain_runtime_authz.pep.run_lifecycle import take_lease
-from langchain_runtime_authz.pep.task_changes import change_task, clear_mark, trace_change, unrecorded_mark
+from langchain_runtime_authz.pep.lease import take_lease
+from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Run, new_id
+
+
+def trace_change(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
+    """Trace a committed task change. Return the `Write` effect that records it."""
+    authors = [t.author for t in texts if t.author]
+    detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
+    return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
+
+
+def unrecorded_mark(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
+    """Return the mark of a task change not yet audited. `pinned`: texts before it."""
+    return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
+
+
+def clear_mark(mark: str) -> SetMark:
+    """Return the change that clears `mark`, unless a newer task change replaced it."""
+    return SetMark(UNRECORDED, "", instead=mark)
+
+
+def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
+    """Record the task change of the mark `UNRECORDED`, if set. Return the mark or ""."""
+    if left := before.marks.get(UNRECORDED, ""):
+        epoch, source, start, end = left.split()
+        yield trace_change(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
+    return left
+
+
+def change_task(
+    of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
+) -> Flow[Committed | None]:
+    """Commit and record the task change that `change` returns, if any.
+
+    An earlier change that the audit log lacks is recorded first. Raises `AuthzDenied` (`stale_epoch`) if others change
+    the task at each of `ATTEMPTS` tries.
+    """
+    scope = of.scope if isinstance(of, Run) else of
+    for _ in range(ATTEMPTS):
+        before: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
+        if (made := change(before)) is None:
+            return None
+        yield from settle(of, before)
+        changes, texts = made
+        mark = unrecorded_mark(before.epoch + 1, len(before.log), texts, source)
+        done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
+        if isinstance(done, Committed):
+            yield from record_change(of, done, mark, texts, source)
+            return done
+    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+
+
+def record_change(
+    of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str
+) -> Flow[None]:
+    """Record a committed task change in the audit log. Then clear its ledger mark."""
+    yield trace_change(of, done, texts, source)
+    with suppress(LedgerError):  # if the mark stays, the change is recorded twice
+        yield Commit(of.scope if isinstance(of, Run) else of, None, [clear_mark(mark.value)])
+
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
@@ -116,10 +174,10 @@ def record_replies(
         if going:
             yield Commit(run.scope, None, going)
         return False
-    # This run delivers the texts (`run.corrected`). If the process dies before, the next root entry does.
+    # This run delivers the texts (`EntryState.replies`). If the process dies before, the next root entry does.
     keep = tuple(a.call_key for a in own)
     yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
-    run.corrected = tuple(t.text for t in texts if t.text)
+    run.entry.replies = tuple(t.text for t in texts if t.text)
     return True
 
 
@@ -132,13 +190,13 @@ def _rotate(
 ) -> Flow[None]:
     """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
-    mark = unrecorded_mark(run.epoch + 1, run.pinned, texts, "answer")
+    mark = unrecorded_mark(run.epoch + 1, run.entry.texts, texts, "answer")
     record = partial(approval_answers.record_answers, run, questions, answered)
     done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
-    run.pinned += len(texts)
+    run.entry.texts += len(texts)
     yield trace_change(run, done, texts, "answer")
     taken = yield Commit(run.scope, None, [take_lease(run), clear_mark(mark.value)])
     if isinstance(taken, Conflict):

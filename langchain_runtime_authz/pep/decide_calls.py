@@ -26,11 +26,11 @@ from langchain_runtime_authz.pep.approval_questions import OWN, question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_mandate import Ahead, counting_scope, find_match, mandate_event, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts
-from langchain_runtime_authz.pep.data_versions import outdated_tools
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import enforceable
 from langchain_runtime_authz.pep.request_builder import call_request, wants_more
+from langchain_runtime_authz.pep.resource_versions import outdated_tools
 from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import get_logger
@@ -124,11 +124,11 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     """Return the calls with all facts for their decision, from ledger and memory."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
-    memory, opened, origin = run.engine.memory, run.opened, run.epoch
+    memory, opened, origin = run.engine.memory, run.entry.opened, run.epoch
     words = memory.words.get(run.scope)
     if anew := words is None or (opened is not None and words.digest != opened.task.digest):
         words = memory.read_words(run.scope, opened or (yield Load(run.scope, Query(log=True))))
-    run.opened = None
+    run.entry.opened = None
     keys = [*map(partial(_key, run, epoch=origin), calls)]
     compared = _compared(run, words, calls)
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
@@ -296,8 +296,8 @@ def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     if call.plan_id is None and call.place.partition(":")[0]:
         epoch = 0  # so that a LangGraph task that starts again repeats the same call
-    run.authority = run.authority or json.dumps([run.scope, run.agent])[:-1]
-    return plan.call_key(f"{run.authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
+    prefix = run.local.key_prefix = run.local.key_prefix or json.dumps([run.scope, run.agent])[:-1]
+    return plan.call_key(f"{prefix}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:
@@ -382,12 +382,7 @@ def _reviewed(review: Approval, call: Call) -> bool:
 def _amended(call: Call, approval: Approval | None) -> Call:
     if approval is None or not approval.edited or approval.call_key == call.edited_by or call.amend is None:
         return call
-    here: dict[str, Any] = {
-        "call_id": call.call_id,
-        "plan_id": call.plan_id,
-        "position": call.position,
-        "place": call.place,
-    }
+    here: dict[str, Any] = {name: getattr(call, name) for name in ("call_id", "plan_id", "position", "place")}
     return replace(call.amend(*edited_action(approval.edited)), **here, edited_by=approval.call_key)
 
 

@@ -108,7 +108,7 @@ def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, C
     `lasting` permit (of a model or tool node) is cached, because the policy may depend on facts that change.
     """
     began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
-    permit, until = run.kept.get(key, (None, 0.0))
+    permit, until = run.local.permits.get(key, (None, 0.0))
     return permit if began < until else None, partial(_keep, run, key, began, lasting)
 
 
@@ -117,8 +117,8 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
     lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
-    if lasts and found.outcome == "permit" and is_keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
-        run.kept[key] = found, began + lasts
+    if lasts and found.outcome == "permit" and is_keepable(found, key[-1]) and len(run.local.permits) < MAX_KEPT:
+        run.local.permits[key] = found, began + lasts
     return found
 
 

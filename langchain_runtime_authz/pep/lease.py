@@ -1,4 +1,4 @@
-"""Check at each step that a run's lease is live, and renew the lease."""
+"""Take a run's lease, check at each step that it is live, and renew it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ from dataclasses import replace
 from typing import Final
 
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Snapshot
-from langchain_runtime_authz.ledger.changes import RenewLease
+from langchain_runtime_authz.ledger.base import Lease, Snapshot
+from langchain_runtime_authz.ledger.changes import RenewLease, TakeLease
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
 # After these codes of `lease_refusal`, the run stops. After `stale_epoch` it continues, and calls get error messages.
 OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE_EXPIRED, Code.WORKLOAD_UNPROVEN))
+
+
+def take_lease(run: Run) -> TakeLease:
+    """Return the change that takes the run's lease."""
+    lease = Lease(
+        jti=run.jti,
+        run_id=run.run_id,
+        agent=run.agent,
+        epoch=run.epoch,
+        started_at=run.entry.started_at,
+        expires_at=run.expires_at,
+        grant=run.grant,
+        parent=run.parent.jti if run.parent is not None else None,
+    )
+    return TakeLease(lease)
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:

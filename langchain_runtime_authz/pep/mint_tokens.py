@@ -81,7 +81,10 @@ def mint_for_agent(
         tenant=run.scope.tenant,
         agent=agent_id(identity, run.agent),
         # Nearest agent first; agents of other servers last.
-        delegators=(*(agent_id(identity, run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
+        delegators=(
+            *(agent_id(identity, run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)),
+            *run.entry.upstream,
+        ),
         txn=run.run_id,
         task=TaskClaim(
             id=task.id or NO_TASK,

@@ -158,8 +158,8 @@ def request_json(
     """Return a request as JSON; None if a string has no UTF-8 form."""
     now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
     try:
-        subject, agent, grant = run.run_part or _of_run(run)
-        task = run.task_part
+        subject, agent, grant = run.local.run_json or _of_run(run)
+        task = run.local.task_json
         if not task or task[0] is not snapshot.task or task[1] != snapshot.epoch:
             task = _of_task(run, snapshot)
         return orjson.dumps(
@@ -181,8 +181,8 @@ def request_json(
                         "epoch": run.epoch,
                         "exp": run.expires_at,
                         "grant": grant,
-                        "seconds": max(now - run.started_at, 0),
-                        "steps": max(steps.steps - run.steps_before, 0),
+                        "seconds": max(now - run.entry.started_at, 0),
+                        "steps": max(steps.steps - run.entry.steps_before, 0),
                     },
                     "prompt": prompt,
                     "plan": plan,
@@ -199,7 +199,7 @@ def request_json(
 def _of_run(run: Run) -> tuple[Any, Any, Any]:
     identity = run.engine.identity
     agent = {"path": run.agent, "id": agent_id(identity, run.agent), "attested": identity.attested}
-    found = run.run_part = (
+    found = run.local.run_json = (
         orjson.Fragment(run.subject.model_dump_json()),
         orjson.Fragment(orjson.dumps(agent)),
         orjson.Fragment(orjson.dumps(run.grant.to_json() if run.grant is not None else None)),
@@ -209,12 +209,7 @@ def _of_run(run: Run) -> tuple[Any, Any, Any]:
 
 def _of_task(run: Run, snapshot: Snapshot) -> tuple[Any, int, Any]:
     task = snapshot.task
-    body = {
-        "id": task.id,
-        "epoch": snapshot.epoch,
-        "digest": task.digest,
-        "text": task.text,
-        "corrections": task.corrections,
-    }
-    found = run.task_part = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
+    body = {"id": task.id, "epoch": snapshot.epoch, "digest": task.digest}
+    body |= {"text": task.text, "corrections": task.corrections}
+    found = run.local.task_json = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
     return found

@@ -11,12 +11,11 @@ from dataclasses import KW_ONLY, dataclass, field
 from datetime import date
 from functools import partial, wraps
 from os import urandom
-from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, runtime_checkable
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
-from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
 from langchain_runtime_authz.evaluation import Decision, Edge, Subject, deny
@@ -27,6 +26,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.agents import ANY, AgentProfile
+from langchain_runtime_authz.pep.decision_counts import DecisionCounts
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.recent_decisions import RecentDecisions
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
@@ -46,6 +46,8 @@ _notifications = logging.getLogger("langchain_runtime_authz.notify")
 LEASE_TTL: Final = 60  # seconds after which a run that does not renew its lease counts as dead
 MAX_LIFETIME: Final = 3600  # seconds after which a run's steps are denied
 ATTEMPTS: Final = 8  # tries of a commit while others advance the epoch
+
+NO_GUARD: Final = Guard("", 0)
 
 T = TypeVar("T")
 
@@ -110,60 +112,6 @@ class KnownTools:
 
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-Key = tuple[str, str, str, str, str]  # the fields of an `EnforcementPoint`
-MAX_KEYS: Final = 10_000  # counted enforcement points; code may create tools without end
-
-
-class EnforcementPoint(NamedTuple):
-    """One enforcement point: its root graph, agent, target and layer."""
-
-    root: str
-    agent: str
-    kind: str
-    name: str
-    layer: str
-
-
-class PointCounts(NamedTuple):
-    """Counts at an enforcement point: decisions, and runs of its target."""
-
-    decided: int = 0
-    ran: int = 0
-
-
-class DecisionCounts:
-    """Counts decisions and runs by enforcement point, for coverage reports."""
-
-    __slots__ = ("_counts", "_lock", "dropped")
-
-    def __init__(self) -> None:
-        self._counts: dict[Key, list[int]] = {}
-        self._lock = forkable_lock()
-        self.dropped = 0  # counts that are lost, because there are `MAX_KEYS` other points
-
-    def count(self, run: Run, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
-        """Add to the counts of the enforcement point at which `run` is."""
-        with self._lock:
-            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
-            if counts is None:
-                counts = self._new(key)
-            counts[0] += decided
-            counts[1] += ran
-
-    def _new(self, key: Key) -> list[int]:
-        if len(self._counts) >= MAX_KEYS:
-            self.dropped += 1
-            return [0, 0]
-        return self._counts.setdefault(key, [0, 0])
-
-    def of(self, root: str) -> Mapping[EnforcementPoint, PointCounts]:
-        """Return the counts of a root graph's enforcement points."""
-        with self._lock:
-            return {
-                EnforcementPoint(*key): PointCounts(*counts) for key, counts in self._counts.items() if key[0] == root
-            }
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,85 +224,95 @@ class Engine:
 
 
 @dataclass(slots=True, eq=False)
-class Inherited:
-    """The fields of a run that its child agents' runs take over."""
+class EntryState:
+    """The state of one root entry, shared by the runs of its agents."""
 
-    engine: Engine
-    scope: Scope
-    subject: Subject
-    run_id: str
-    _: KW_ONLY
-    epoch: int = 0  # like the two times, set when the root entry takes its lease
-    started_at: int = 0
-    expires_at: int = 0
+    name: str  # the first jti, or the superstep of an unprotected graph
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
+    has_checkpointer: bool = False  # so the ledger records the root run's last checkpoint
+    loaded: str = ""  # the thread's newest checkpoint when the entry began
+    opened: Snapshot | None = None  # the ledger's state after the first commit, with all texts, until calls are decided
+    started_at: int = 0
+    steps_before: int = 0  # number of the thread's steps when the entry began
+    texts: int = 0  # number of texts in the ledger when the entry began
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
     spent_at: Scope | None = None  # the thread that first used `mandate` and counts its steps, if not this one
-    opened: Snapshot | None = None  # the ledger's state after the root entry's commit, with all texts
-    steps_before: int = 0  # number of the thread's steps when the root entry began
-    pinned: int = 0  # number of texts in the ledger when the root entry began
-    corrected: tuple[str, ...] = ()  # answers to tools' or nodes' own questions; results of stale calls carry them
-    keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
-    # From here on, all runs of the root entry share the collections.
-    # Digest of calls that a model returned → model, prompt digest.
-    seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent, never planned
-    handed: dict[str, Edge] = field(default_factory=dict)  # receiving agent → its permitted hand-off
+    undelivered: tuple[str, ...] = ()  # corrections that the input of the root graph lacks
+    replies: tuple[str, ...] = ()  # answers to tools' or nodes' own questions
+    handoffs: dict[str, Edge] = field(default_factory=dict)  # receiving agent → its permitted hand-off
     children: set[str] = field(default_factory=set)  # jtis of child agents that have not ended
     asked_anew: set[str] = field(default_factory=set)  # interrupt ids of questions of child graphs without checkpoints
 
 
 @dataclass(slots=True, eq=False)
-class Run(Inherited):
-    """One agent's run in one root entry: its lease, and its state in this process.
+class ModelCalls:
+    """Calls of models, as LangChain announces them. Each run has its own `running`."""
 
-    Two agent paths never share a `jti`. The ledger holds all that must survive the process.
-    """
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    running: dict[object, tuple[str, str | None]] = field(
+        default_factory=dict
+    )  # callback run id → model, prompt digest
+    # Digest of calls that a model returned → model, prompt digest.
+    returned: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent, never planned
 
-    agent: tuple[str, ...]
-    jti: str
-    grant: Grant | None = None
-    parent: Run | None = None
-    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # waiting calls of parents: agent path, call id
-    invited: str = ""  # id of the decision that delegated to this run
-    depth: int = field(init=False)  # number of delegations from the first agent to this one
-    # Name of the root entry, also of its child agents: the first jti, or the superstep of an unprotected graph.
-    entry: str = field(init=False)
-    guard: Guard = field(init=False)  # the conditions of this run's commits
-    closed: bool = False
-    paused: bool = False
-    # Only of a root: the state with which the root entry began.
-    undelivered: tuple[str, ...] = ()  # corrections that the graph's input lacks; results of stale calls carry them
-    kept_state: bool = False  # there is a checkpointer, so the ledger records the run's last checkpoint
-    loaded: str = ""  # the thread's newest checkpoint
-    # Callback run id of a model that answers now → model, prompt digest.
-    asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
-    recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
+
+@dataclass(slots=True, eq=False)
+class LocalState:
+    """The state of one run in this process. The ledger holds all that must survive."""
+
+    plans: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of `batches`
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
     # Execution of a graph task → ids of answered questions, keys of withdrawn calls.
-    heard: dict[object, tuple[set[str], set[str]]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    span: OpenSpan | None = None
-    decision_spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
-    # Caches.
-    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
-    authority: str = ""  # beginning of the ledger keys of this run's calls
-    intent: str = ""  # beginning of the idempotency keys of this run's calls
-    run_part: tuple[Any, ...] = ()  # JSON of subject, agent and grant
-    task_part: tuple[Any, ...] = ()  # the task, its epoch, and JSON of both
+    answered: dict[object, tuple[set[str], set[str]]] = field(default_factory=dict)
+    spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
+    permits: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
+    key_prefix: str = ""  # beginning of the ledger keys of the run's calls
+    idempotency_prefix: str = ""  # beginning of the idempotency keys of the run's calls
+    run_json: tuple[Any, ...] = ()  # JSON of subject, agent and grant
+    task_json: tuple[Any, ...] = ()  # the task, its epoch, and JSON of both
     schemas_read: bool = False  # the tools' schemas were built, for mandates
     exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued for it
 
-    def __post_init__(self) -> None:
-        self.depth = len(self.agent) - 1 + len(self.upstream)
-        self.entry = self.jti if self.parent is None else self.parent.entry
-        self.move_to(self.epoch, self.jti)
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One agent's run in one root entry. Two agent paths never share a `jti`."""
+
+    engine: Engine
+    scope: Scope
+    subject: Subject
+    run_id: str
+    entry: EntryState
+    agent: tuple[str, ...]
+    jti: str
+    grant: Grant | None = None
+    _: KW_ONLY
+    depth: int = 0  # number of delegations from the first agent to this one
+    parent: Run | None = None
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # waiting calls of parents: agent path, call id
+    delegation: str = ""  # id of the decision that delegated to this run
+    epoch: int = 0  # like `guard` and `expires_at`, set when the run takes its lease
+    guard: Guard = NO_GUARD  # the conditions of this run's commits
+    expires_at: int = 0
+    keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
+    closed: bool = False
+    paused: bool = False
+    span: OpenSpan | None = None
+    models: ModelCalls = field(default_factory=ModelCalls)
+    local: LocalState = field(default_factory=LocalState)
 
     def move_to(self, epoch: int, jti: str) -> None:
         """Continue in another epoch and under another lease."""
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
+
+    def untold(self) -> str:
+        """Return the corrections that the agent's graph lacks, for results of stale calls."""
+        entry = self.entry
+        return "\n".join((*(entry.undelivered if self.parent is None else ()), *entry.replies))
 
     def pause(self) -> None:
         """Mark the run and its parents as paused, so that their leases are `suspended`."""

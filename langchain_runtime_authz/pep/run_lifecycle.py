@@ -19,17 +19,28 @@ from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.facts.task import HumanText, content_digest, new_texts
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import changes as ledger
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import call_mandate
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
+from langchain_runtime_authz.pep.corrections import change_task, clear_mark, settle, trace_change, unrecorded_mark
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
+from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
-from langchain_runtime_authz.pep.task_changes import change_task, clear_mark, settle, trace_change, unrecorded_mark
+from langchain_runtime_authz.pep.run import (
+    ATTEMPTS,
+    Commit,
+    Engine,
+    EntryState,
+    Flow,
+    Load,
+    Perform,
+    Run,
+    new_id,
+)
 from langchain_runtime_authz.pep.thread_memory import earlier_texts, newest_turn
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
@@ -86,23 +97,24 @@ def open_entry(
     agents of other servers that delegated to this root.
     """
     granted = engine.granted(engine.agents.get(agent), grant)
-    run = Run(engine, scope, subject, run_id, (agent,), new_id(), granted, kept_state=given.kept, upstream=upstream)
+    entry = EntryState(jti := new_id(), upstream, given.kept)
+    run = Run(engine, scope, subject, run_id, entry, (agent,), jti, granted, depth=len(upstream))
     run.span = run_span(run, workflow)
     try:
-        if engine.killed:
+        if engine.kill_switch is not None and engine.killed:
             raise (yield from _refused(run, given, Code.KILLED))
-        entry, known = yield from _take_lease(run, task, application, given)
-        if engine.planner is not None and run.mandate is None:
-            run.planned = yield from _planned(run, engine.planner, known)
+        opened, known = yield from _take_lease(run, task, application, given)
+        if engine.planner is not None and entry.mandate is None:
+            entry.planned = yield from _planned(run, known)
         action = "run/resume" if given.resume else "run/start"
         resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
         decision = yield from decide_step(run, action, resource, known=known)
         if decision.outcome != "permit":
             raise AuthzDenied(decision.reason, decision.decision_id)
-        return entry
+        return opened
     except BaseException as exc:
-        if run.opened is not None:  # no step ran, and the graph did not receive earlier corrections
-            yield from close_run(run, also=[ledger.Redeliver(run.opened.pending)])
+        if entry.opened is not None:  # no step ran, and the graph did not receive earlier corrections
+            yield from close_run(run, also=[ledger.Redeliver(entry.opened.pending)])
         elif run.span is not None:
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
@@ -111,10 +123,10 @@ def open_entry(
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
-def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None]:
+def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     """Return the planner's mandate for the newest turn. Later root entries reuse it."""
-    said = newest_turn(known.log)
-    if not said.texts:
+    said, planner = newest_turn(known.log), run.engine.planner
+    if planner is None or not said.texts:
         return None
     name = f"mandate:{said.key}"
     kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
@@ -132,10 +144,10 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
 def _take_lease(
     run: Run, task: HumanText | None, application: call_mandate.ApplicationMandate | None, given: EntryFacts
 ) -> Flow[tuple[OpenedEntry, Snapshot]]:
-    scope, owner = run.scope, run.subject.principal
+    scope, owner, entry = run.scope, run.subject.principal, run.entry
     marked = (heads.HEAD, heads.MEMORY, heads.BELOW, call_mandate.APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
-    run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
+    entry.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     yield from record_ends(run.engine, scope) if LOST_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
@@ -148,13 +160,13 @@ def _take_lease(
         first = not snapshot.log and not edits
         rotates = bool(fresh) and not first
         run.move_to(snapshot.epoch + rotates, run.jti)
-        run.started_at = int(snapshot.now)
-        run.expires_at = run.engine.lease_end(snapshot.now, run.started_at)
-        run.pinned, run.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
+        entry.started_at = int(snapshot.now)
+        run.expires_at = run.engine.lease_end(snapshot.now, entry.started_at)
+        entry.texts, entry.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
         left = (yield from settle(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
-        opening += [ledger.RecordEdge(make_edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
+        opening += [ledger.RecordEdge(make_edge(entry.upstream[:1], run.agent[0], "remote"))] if entry.upstream else []
         if fresh:
             # An older run may overwrite these texts in the state, so they stay pending until a run with them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
@@ -183,14 +195,12 @@ def _take_lease(
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.questions))
         count_metric("leases")
-        run.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
+        entry.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
-        if marks and run.mandate is not None:
-            yield call_mandate.mandate_event(run, run.mandate)
-        entry = OpenedEntry(
-            run, snapshot.pending, () if rotates else snapshot.questions, done.now, snapshot.marks.get(heads.ANEW)
-        )
-        return entry, run.opened
+        if marks and entry.mandate is not None:
+            yield call_mandate.mandate_event(run, entry.mandate)
+        questions = () if rotates else snapshot.questions
+        return OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.ANEW)), entry.opened
     raise (yield from _refused(run, given, Code.STALE_EPOCH))
 
 
@@ -291,21 +301,6 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
     return rest if len(known) < len(pinned) else (task, *rest)
 
 
-def take_lease(run: Run) -> ledger.TakeLease:
-    """Return the change that takes the run's lease."""
-    lease = Lease(
-        jti=run.jti,
-        run_id=run.run_id,
-        agent=run.agent,
-        epoch=run.epoch,
-        started_at=run.started_at,
-        expires_at=run.expires_at,
-        grant=run.grant,
-        parent=run.parent.jti if run.parent is not None else None,
-    )
-    return ledger.TakeLease(lease)
-
-
 def close_run(
     run: Run,
     left: RunEnd = RunEnd(),  # noqa: B008  (a constant)
@@ -315,26 +310,27 @@ def close_run(
     """End the leases of a run and its children. Record `left` and `edits`."""
     if run.closed and left.head is None and not also:
         return
+    entry, root = run.entry, run.parent is None
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
     if not run.closed:
         count_metric("leases", by=-1)
     run.closed = True
-    run.children.discard(run.jti)
+    entry.children.discard(run.jti)
     over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
-    if run.kept_state:
+    if root and entry.has_checkpointer:
         for name, value in zip((heads.HEAD, heads.MEMORY, heads.BELOW), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
         yield from record_ends(run.engine, run.scope) if LOST_ENDS else ()
         if edits:
             yield from _pinned(run, edits)
-        root, done = run.parent is None, None
-        if root and not run.undelivered:
+        done = None
+        if root and not entry.undelivered:
             done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
-            if isinstance(done, Conflict) and run.kept_state:
+            if isinstance(done, Conflict) and entry.has_checkpointer:
                 # The task changed meanwhile, and this run's last write may have erased newer texts in the state.
                 snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
+                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[entry.texts :] if t.text)))
         if done is None or isinstance(done, Conflict):
             done = yield (Commit, run.scope, None, over)
         if root:

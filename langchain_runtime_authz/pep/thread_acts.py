@@ -20,11 +20,10 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.approval_answers import answer_event, correcting_texts
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
-from langchain_runtime_authz.pep.corrections import carried_plans
-from langchain_runtime_authz.pep.data_versions import data_scope
+from langchain_runtime_authz.pep.corrections import carried_plans, record_change, settle, unrecorded_mark
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
+from langchain_runtime_authz.pep.resource_versions import resource_scope
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
-from langchain_runtime_authz.pep.task_changes import record_change, settle, unrecorded_mark
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
@@ -148,7 +147,7 @@ def _commit(scope: Scope, change: Change) -> Flow[float]:
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     """Declare that a resource changed. `content`: record its name, not only a digest."""
-    now = yield from _commit(data_scope(scope), SetMark(one_spelling(resource), new_id()))
+    now = yield from _commit(resource_scope(scope), SetMark(one_spelling(resource), new_id()))
     detail = {"resource": resource if content else content_digest(resource)}
     yield run_event(scope, "data_changed", now, detail=detail)
 

@@ -117,7 +117,7 @@ def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, a
 
 def _open(operation: str, name: str, run: Any, above: Any, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
     with suppress(Exception):
-        found = above.decision_spans.pop(decision, None) if above is not None else None
+        found = above.local.spans.pop(decision, None) if above is not None else None
         links = [Link(found, {n.LINK: "decision"})] if found is not None else None
         span = _tracer.start_span(f"{operation} {name[:_MAX_NAME]}", context=_context(above), links=links)
         if span.is_recording():
@@ -144,7 +144,7 @@ def record_decision(
         span = _tracer.start_span(name, context=_context(run), start_time=started, links=links)
         # The next span links to this decision: that of a tool, a child agent, or the resume after a question.
         if decision.outcome == "approval_required" or (decision.permit and action in ("tools/call", "agent/invoke")):
-            run.decision_spans[decision.decision_id] = span.get_span_context()
+            run.local.spans[decision.decision_id] = span.get_span_context()
         with suppress(Exception):
             if span.is_recording():
                 _describe(span, run, decision, body, pdp, action, resource)
@@ -197,7 +197,7 @@ def traceparent(run: Any, decision: str = "") -> str:
     """Return the W3C `traceparent` of a decision's span, else of the run's span."""
     carrier: dict[str, str] = {}
     with suppress(Exception):
-        found = run.decision_spans.pop(decision, None)
+        found = run.local.spans.pop(decision, None)
         _W3C.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(found)) if found else _context(run))
     return carrier.get("traceparent", "")
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from langchain_runtime_authz._display import html_table
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pep.run import PointCounts
+from langchain_runtime_authz.pep.decision_counts import PointCounts
 
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 UNSEEN: Final = "its code is not seen"  # the note of a node with application code

@@ -20,15 +20,15 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in_code
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Part
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
-from langchain_runtime_authz.langgraph.guarded_tool import facts_of, is_guarded
 from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.observers import ObservedEffect, what_is_unseen
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
+from langchain_runtime_authz.langgraph.tool_facts import facts_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.run import EnforcementPoint, PointCounts
+from langchain_runtime_authz.pep.decision_counts import EnforcementPoint, PointCounts
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",

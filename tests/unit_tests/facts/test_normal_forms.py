@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz._regex import _SIGNS, normalize
+from langchain_runtime_authz._text import _SIGNS, normalize
 from langchain_runtime_authz.facts.normal_forms import (
     canonical_number,
     forms_of,

@@ -535,8 +535,8 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     """Counts from many threads add up; beyond its bound nothing is kept, and the loss is counted."""
     import threading
 
-    from langchain_runtime_authz.pep import run as module
-    from langchain_runtime_authz.pep.run import DecisionCounts, PointCounts
+    from langchain_runtime_authz.pep import decision_counts as module
+    from langchain_runtime_authz.pep.decision_counts import DecisionCounts, PointCounts
 
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
     tally = DecisionCounts()

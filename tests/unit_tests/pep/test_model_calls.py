@@ -28,8 +28,9 @@ from langchain_runtime_authz.pep.decide_steps import (
     kept_permit,
     withheld_tools,
 )
+from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.run import Commit, drive
-from langchain_runtime_authz.pep.run_lifecycle import open_entry, take_lease
+from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident

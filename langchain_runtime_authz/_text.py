@@ -1,4 +1,4 @@
-"""Compile regular expressions at first use, and normalise texts in linear time."""
+"""Compile patterns at first use, and normalise texts in linear time."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 
 
-def data_scope(scope: Scope) -> Scope:
+def resource_scope(scope: Scope) -> Scope:
     """Return the ledger scope that holds the versions of a tenant's resources."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
@@ -22,7 +22,7 @@ def outdated_tools(
     """Return the tools whose reads are outdated, and True if outputs were dropped.
 
     An output in memory is dropped if its resource has a newer version, even if another process has read that version.
-    `run.versions` gets the present version of what each call will read. `keys`: the keys of the calls.
+    `run.local.versions` gets the present version of what each call will read. `keys`: the keys of the calls.
     """
     resources = snapshot.history.resources
     read = resources if any(call.profile.needs_mandate for call in calls) else {}
@@ -33,15 +33,15 @@ def outdated_tools(
     names = dict.fromkeys((*seen, *(name for name, _, _ in seen.values()), *reading.values()))
     if not names:
         return frozenset(), False
-    marks = (yield Load(data_scope(run.scope), Query(marks=tuple(names)))).marks
+    marks = (yield Load(resource_scope(run.scope), Query(marks=tuple(names)))).marks
     current = {name: marks.get(name, UNCHANGED) for name in names}
-    run.versions |= {key: current[name] for key, name in reading.items()}
+    run.local.versions |= {key: current[name] for key, name in reading.items()}
     moved = frozenset(tool for name, (old, was, tool) in seen.items() if marks.get(name, current[old]) != was)
     return moved, run.engine.memory.outputs(run.scope).drop(current)
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
     """Return the resource that a call read, the tool and the version, or None."""
-    version = run.versions.pop(ticket.call_key, None)
+    version = run.local.versions.pop(ticket.call_key, None)
     name = resource_of(call.profile, call.args)
     return (name, call.tool, version) if name is not None and version is not None and state == "done" else None
