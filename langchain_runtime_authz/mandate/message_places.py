@@ -11,7 +11,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,10 +29,11 @@ _QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
 _TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
 _END_TAG: Final = lazy(r"</([A-Za-z][\w\-]*)>")
 LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
-# A line that is quoted, is a horizontal rule, begins a forwarded message, or looks like the header of a mail.
+# A line that is quoted, a heading, a row of a table or a call in code; a horizontal rule; a line that begins a forwarded
+# message, or looks like the header of a mail.
 _MARK: Final = lazy(
     r"""^[ \t]*(?:
-    (?P<quote>>)
+    (?P<quote>>|\#{1,6}[ ]|\|(?=[^\n]*\|[ \t]*$)|[A-Za-z_][\w.]*\((?=[^\n]*\)[ \t]*;?[ \t]*$))
     |(?P<rule>([-=*_])\3{2,}[ \t]*$)
     |(?P<forward>[*\-_=]*[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
         |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
@@ -129,7 +130,7 @@ _QUOTED: Final = lazy(
 )
 _EDGE: Final = " \t\n.,;:!?\u2026"
 _END: Final = lazy(
-    r"(?<!\n[\dx])(?<!\A[\dx])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
+    r"(?<!\n[\dx])(?<!\A[\dx])(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
@@ -155,10 +156,15 @@ _PRONOUN: Final = lazy(  # "..., and please label it": not "Tom will label it"
     rf" ([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])",
     re.IGNORECASE,
 )
+DIRECTIONS: Final = {word: way for way in ("from", "to") for said in _PHRASES[way].values() for word in said}
+_LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 _SHORT: Final = 60
-_COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
+_COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
 _SCALED, _TIMES, _PERCENT = (
     lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent")
+)
+_MONEY: Final = lazy(
+    r"[ \u00a0\u202f]?(?:[A-Z]{3}\b|(?i:euros?|dollars?|pounds?)\b|[\u20ac$\u00a3\u5143])|[^\n]{0,3}?(?:[A-Z]{3}|[\u20ac$\u00a3])[ \u00a0]?\Z"
 )
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 
@@ -181,6 +187,15 @@ def stated_text(text: str) -> str:
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
 
+def leading(text: str) -> tuple[str, str]:
+    """Return the last word before a value, and "from", "to" or "".
+
+    "Move it from the account" has the last word "account", and "from".
+    """
+    words = [word.lower() for word in _LEADING.findall(re.split(r"[,;:.!?\n]", text)[-1])[-4:]]
+    return (words or [""])[-1], next((DIRECTIONS[word] for word in reversed(words) if word in DIRECTIONS), "")
+
+
 class Place(NamedTuple):
     """A value's position: the index of a segment, and start and end in characters."""
 
@@ -198,8 +213,11 @@ class Segment:
         self.quotations = [m.span(m.lastindex or 0) for m in _QUOTED.finditer(text)]
         tokens = list(located_mentions(_UNSPACED.sub("\n", text)))
         self.tokens: dict[str, list[tuple[int, int]]] = {}
+        self.readings: dict[tuple[int, int], set[str]] = {}  # of numbers, and of dates with a year
         for form, span in tokens:
             self.tokens.setdefault(form, []).append(span)
+            if form.startswith(("num:", "date:")) and not form.startswith("date:-"):
+                self.readings.setdefault(span, set()).add(form)
         plain = mask_spans(text, [*self.quotations, *(span for _, span in tokens)], "x")
         self.masked = mask_spans(text, self.quotations, "x")
         ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
@@ -238,6 +256,29 @@ class Segment:
         if c.isalnum() or c in "_@\\*~=&+/":
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
+
+    def certain(self, form: str, start: int, end: int) -> bool:
+        """Return True if a number or date has no other reading; "1.250" has one.
+
+        "1,250" and "1.250 EUR" are 1250, and 03.04.2027 is in April.
+        """
+        readings, text = self.readings.get((start, end), set()), self.text[start:end]
+        if len(readings) < 2:  # noqa: PLR2004
+            return True
+        if form.startswith("date:"):
+            return "." in text and int(form[-2:]) == int(text.partition(".")[0])
+        money = "," in text or _MONEY.match(self.text, end) or _MONEY.match(self.text[max(0, start - 4) : start])
+        return bool(money) and form == max(readings, key=lambda one: float(one[4:]))
+
+    @cached_property
+    def _days(self) -> list[tuple[int, int]]:
+        return sorted(d for form, spans in self.tokens.items() if form.startswith(("date:", "day:")) for d in spans)
+
+    def day_of(self, start: int, end: int) -> tuple[int, int] | None:
+        """Return the span of the date nearest to a time; of two, the one before it."""
+        at, sentence = bisect_right(self._days, (start, end)), self.sentence(start)
+        near = [day for day in self._days[max(0, at - 1) : at + 1] if self.sentence(day[0]) == sentence]
+        return min(near, key=lambda day: max(start - day[1], day[0] - end), default=None)
 
     def refused(self, start: int, *, dictated: bool = False) -> bool:
         """Return True if a sentence forbids the value at `start`. `dictated`: free text."""
@@ -310,11 +351,17 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
     for form in tokens:
         for start, end in segment.tokens.get(form, ()):
             meant = not form.startswith("num:") or _meant(segment.text, end, rate=rate)
-            if meant and segment.whole(start, end) and _same_scheme(value, segment.text[start:end]):
+            if (
+                meant
+                and segment.certain(form, start, end)
+                and segment.whole(start, end)
+                and _same_scheme(value, segment.text[start:end])
+            ):
                 yield start, end
     for form in dates or times:
         for span in segment.tokens.get(form, ())[:_MAX_PLACES]:
-            yield from _moment(segment, span, times if dates else set())
+            if segment.certain(form, *span):
+                yield from _moment(segment, span, times if dates else set())
     if isinstance(value, str) and value.lower().startswith("https://"):
         yield from _phrase(segment, value[8:].rstrip("/"))
     if isinstance(value, str) and _ROOTED.fullmatch(value):  # a tool may want "/notes.md" for the user's "notes.md"
@@ -340,9 +387,8 @@ def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterato
         return
     for form in times:
         for start, end in segment.tokens.get(form, ())[:_MAX_PLACES]:
-            hull = min(date[0], start), max(date[1], end)
-            if segment.sentence(hull[0]) == segment.sentence(hull[1] - 1):
-                yield hull
+            if segment.day_of(start, end) == date:
+                yield min(date[0], start), max(date[1], end)
 
 
 def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:

@@ -199,7 +199,7 @@ class _Check:
         if not profile.side_effect:
             placed, why = self.placing.read(needs)
         elif needs:
-            placed, why = self.placing.order(step, profile, needs)
+            placed, why = self.placing.order(step, profile, needs, self._other_choices(profile, schemas, args))
         else:
             placed, why = [], self.placing.unplaced(self.behind[step.id], _verbs(step.tool, profile))
         if why is not None:
@@ -216,6 +216,21 @@ class _Check:
         sure = all(n >= self.words.newest and alone for n, alone in near)
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
+
+    def _other_choices(
+        self, profile: ToolProfile, schemas: Mapping[str, Any], args: Mapping[str, model.Argument]
+    ) -> dict[str, str]:
+        """Return choice → argument, for choices other than a default that is kept."""
+        left = {name: as_mapping(schema) for name, schema in schemas.items() if name not in args}
+        found = {
+            str(choice): name
+            for name, schema in left.items()
+            for choice in as_list(schema.get("enum"))
+            if not is_default(schema, choice)
+        }
+        for name in left:
+            found |= {word: name for word, value in profile.synonyms.get(name, {}).items() if value in found}
+        return found
 
     def _needs(
         self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]

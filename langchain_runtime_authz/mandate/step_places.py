@@ -7,12 +7,13 @@ must be a plain order (`mandate.plain_orders`). The other sentences may not chan
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import mask_spans
-from langchain_runtime_authz.mandate.message_places import Place, Texts
+from langchain_runtime_authz.mandate.languages import singular, words_of
+from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, apart, changes_nothing, says, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -27,6 +28,10 @@ _JOINED: Final = re.compile(
     r"[\s\"'\u201c\u201e\u00ab]{0,8})?(?:[\u20ac$\u00a3]\s?)?",
     re.IGNORECASE,
 )
+
+
+_SOURCE: Final = frozenset(("from", "source", "origin", "sender", "src"))  # words of an argument's name
+_TARGET: Final = frozenset(("to", "target", "destination", "recipient", "payee", "receiver", "dest", "dst"))
 
 
 class NeededValue(NamedTuple):
@@ -90,8 +95,11 @@ class Placing:
             placed.append(BackedPlace(found[-1], "", need))
         return placed, None
 
-    def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue]) -> Placed:
-        """Find positions for a side effect's values, all in one sentence that orders."""
+    def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue], left: Mapping[str, str]) -> Placed:
+        """Find positions for a side effect's values, all in one sentence that orders.
+
+        `left`: choices that the step does not take → their argument. The sentence may not say them.
+        """
         choices, before = [], list[BackedPlace]()
         for need in needs:
             found = self._choices(need)
@@ -117,6 +125,10 @@ class Placing:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
+            elif (other := self._says(n, sentence, left)) is not None:
+                why = f"`{left[other]}`: the words say {other!r}, but the step does not"
+            elif (wrong := self._misplaced(profile, placed)) is not None:
+                why = f"`{wrong}`: the words before its value mean another argument"
             elif (doubt := self._doubt(n, sentence, needs[0].verbs, placed)) is not None:
                 why = doubt
             else:
@@ -305,6 +317,26 @@ class Placing:
                     return False
                 end = max(end, last)
         return True
+
+    def _says(self, n: int, sentence: int, choices: Iterable[str]) -> str | None:
+        said = self._masked[n][slice(*self.words.segments[n].span(sentence))]
+        return next((c for c in choices if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", said, re.IGNORECASE)), None)
+
+    def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
+        """Return an argument whose value stands behind another's name or direction."""
+        names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
+        for claim in placed:
+            owner, (n, at, _) = claim.need.owner, claim.place
+            if claim.need.dictated or owner not in names:
+                continue
+            begin, _ = self.words.segments[n].span(self._sentence(claim.place)[1])
+            word, direction = leading(self._masked[n][begin:at].rpartition(VALUE)[2])
+            other = "to" if names[owner] & _SOURCE else "from" if names[owner] & _TARGET else None
+            named = [name for name, words in names.items() if singular(word) in words]
+            labelled = named and owner not in named and word not in DIRECTIONS and word not in claim.need.verbs
+            if labelled or direction == other:
+                return owner
+        return None
 
     def _passes_over_a_number(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> bool:
         if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):

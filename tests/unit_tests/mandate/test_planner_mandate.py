@@ -396,6 +396,23 @@ def test_a_planner_neither_names_its_source_nor_the_occasion() -> None:
     assert (mandate.source, mandate.key) == ("planner", "")
 
 
+@pytest.mark.parametrize(("text", "args", "left"), [
+    ("Deploy billing to the staging environment", {"service": "billing"}, False), ("Deploy billing to the test environment", {"service": "billing"}, False),
+    ("Deploy billing to the staging environment", {"service": "billing", "environment": "staging"}, True), ("Deploy billing", {"service": "billing"}, True),
+    ("Deploy billing on 3 June at 10:00 and the rest on 4 June at 12:00", {"service": "billing", "at": "2027-06-03T12:00"}, False),
+    ("Deploy billing on 3 June at 10:00", {"service": "billing", "at": "2027-06-03T10:00"}, True),
+    ("Deploy billing on 03/04/2027", {"service": "billing", "at": "2027-04-03"}, False), ("Deploy billing on 03.04.2027", {"service": "billing", "at": "2027-04-03"}, True),
+    ("Deploy billing on 03.04.2027", {"service": "billing", "at": "2027-03-04"}, False),
+])  # fmt: skip
+def test_a_default_gives_way_to_the_words_and_a_time_belongs_to_the_nearest_date(text: str, args: dict[str, str], left: bool) -> None:
+    schema = {"service": {}, "at": {}, "environment": {"enum": ["production", "staging"], "default": "production"}}
+    profile = {"effect": "write", "critical": {"service": "object", "environment": "value"}, "when": ["at"], "synonyms": {"environment": {"test": "staging"}}}
+    step = Step("d", "deploy", args)
+    mandate = backed_part(Mandate(steps=(step,)), [text], load_profiles({"deploy": profile}), {"deploy": schema}).mandate
+    assert mandate is not None
+    assert len(mandate.steps) == left
+
+
 @pytest.mark.parametrize(("text", "confirmed"), [
     ("Pay Bob 45 and mail Carol.", []), ("Pay Bob 45 and mail Carol.\n> a mail", ["p"]),
     ("Pay Bob 45 and mail Carol. " + "The weather is fine. " * 40, ["p"]),
