@@ -22,7 +22,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
+from langchain_runtime_authz.langgraph.answer_numbers import execution_of, keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
 from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
@@ -174,7 +174,8 @@ class OutsideCall(UndecidedCall):
         drop_old_answer(self.config)
         run = yield from self.handle.outside_run()
         about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer}
-        return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.settled, **about)
+        counts = self.handle.counts.setdefault(execution_of(self.config), {})
+        return CodeCall(call=self.call, config=self.config, run=run, counts=counts, **about)
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         try:
@@ -193,7 +194,7 @@ def tool_arrival(
     scope = current_scope.get()
     # A wrapper may make another call first: the verdict is for the call that was decided.
     one = scope if type(scope) is PendingCall and scope.call.call_id == call_id else None
-    took = one is not None and not one.used and one.take()
+    took = one is not None and one.take()
     if one is not None and took and one.call.input.tool is tool and one.call.tool == tool.name:
         own = one.call.input
         exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent

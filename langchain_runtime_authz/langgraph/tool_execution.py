@@ -214,13 +214,12 @@ class ToolExecution(CodeScope):
 
     def begin(self) -> None:
         """Make the call current, and start its span."""
-        run: Run = self.run
         self._before = before = current_scope.get()
-        self.refusals, self.counts = RefusedMints((run, None, None)), {}
+        self.refusals, self.counts = RefusedMints((self.run, None, None)), {}
         self.task, self.entered = before.task, before.entered
         current_scope.set(self)
         decision = self.ticket.decision_id if self.ticket is not None else ""
-        self._span = execute_tool_span(run, self.call.tool, self.arrived.call_id, decision, self.call.args)
+        self._span = execute_tool_span(self.run, self.call.tool, self.arrived.call_id, decision, self.call.args)
         if self._span is not None:
             self._span.enter()
 

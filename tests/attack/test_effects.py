@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from functools import partial
 
 from langgraph.runtime import Runtime
 
@@ -260,6 +261,39 @@ def test_a_node_that_is_retried_acts_once(ran: Any) -> None:
     graph = authz.protect(node_graph(step, retry_policy=RetryPolicy(initial_interval=0.001, jitter=False)))
     told(authz, graph, human())
     assert (ran, len(tries)) == ([STRANGER], 2)
+
+
+@pytest.mark.parametrize("kind", ["function", "tool"])
+@pytest.mark.parametrize("then", ["asks", "fails", "is tried again"])
+def test_in_a_graph_that_nobody_protects_a_node_that_runs_again_acts_once(
+    kind: str, then: str, protected: bool, how: str, ran: Any
+) -> None:
+    """In one run: it acts twice in each execution, and nothing happens again. The twin acts at each execution."""
+    authz, tries = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": {"effect": "pay"}}), list[int]()
+    act: Any = lambda: ran.append(STRANGER)
+    if protected and kind == "function":
+        act = authz.effect("pay")(act)
+    elif protected:
+        act = partial(authz.guard(a_tool("pay", act)).invoke, {})
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        act(), act()
+        tries.append(1)
+        if then == "asks":
+            interrupt("go on?")
+        elif len(tries) == 1:
+            raise ConnectionError
+        return {}
+
+    policy = RetryPolicy(initial_interval=0.001, jitter=False) if then == "is tried again" else None
+    graph = chain({"step": step}, checkpointer=InMemorySaver(), retry_policy=policy)
+    go = sync if how == "sync" else in_loop
+    with authz.run(subject="alice"):
+        with pytest.raises(ConnectionError) if then == "fails" else nullcontext():
+            go(graph, human(), THREAD)
+        if then != "is tried again":
+            go(graph, None if then == "fails" else Command(resume="yes"), THREAD)
+    assert len(tries) == 2 and ran == [STRANGER] * (2 if protected else 4)
 
 
 def test_equal_effects_are_several(ran: Any) -> None:
