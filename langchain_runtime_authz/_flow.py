@@ -83,7 +83,7 @@ def drive(engine: Any, flow: Flow[T]) -> T:
 
 async def adrive(engine: Any, flow: Flow[T]) -> T:
     """Run a flow to its end without blocking the event loop, and return its value."""
-    prompt, blocking = (engine.prompt, engine.blocking) if engine is not None else ((), ())
+    non_blocking, blocking = (engine.non_blocking, engine.blocking) if engine is not None else ((), ())
     try:
         effect, *arguments = next(flow)
         while True:
@@ -93,7 +93,7 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
                     if effect is None:
                         return arguments[0]  # type: ignore[no-any-return]
                     continue
-                if effect.ado is not None and effect not in prompt:
+                if effect.ado is not None and effect not in non_blocking:
                     value = await effect.ado(engine, *arguments)
                 elif effect.method is not None:
                     value = effect.method(engine)(*arguments)

@@ -59,19 +59,19 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
 
 def decide_together(
     run: Run, calls: Sequence[Call], config: Mapping[str, Any], *,
-    entry: Entry = None, turn: Callable[[], bool] | None = None,
+    entry: Entry = None, may_ask: Callable[[], bool] | None = None,
 ) -> Flow[list[PendingCall]]:  # fmt: skip
     """Decide the calls of one graph task, and ask all their questions before one runs.
 
-    `turn`, for a hand-written node's calls, returns True if they may ask now. If they may not, or if LangGraph holds an
+    `may_ask`, for a hand-written node's calls, returns True if they may ask now. If they may not, or if LangGraph holds an
     answer that no question has used, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
-        if turn is not None and one.row is not None:
+        if may_ask is not None and one.row is not None:
             answer_numbers.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
-            decided = yield from _Asking(run, config, turn).ask(calls, decided)
+            decided = yield from _Asking(run, config, may_ask).ask(calls, decided)
             break
     waiting: list[PendingCall] = []
     for place, one in enumerate(decided):
@@ -84,7 +84,7 @@ def decide_together(
                 if verdict is None:  # the call asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
-                    return (yield from decide_together(run, calls, config, turn=turn))
+                    return (yield from decide_together(run, calls, config, may_ask=may_ask))
         answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review, which is not repeated
@@ -149,10 +149,10 @@ def _is_open(decided: DecidedCall) -> bool:
 
 
 class _Asking:
-    """Asks an approver about calls of a graph task. `turn`: see `decide_together`."""
+    """Asks an approver about calls of a graph task. `may_ask`: see `decide_together`."""
 
-    def __init__(self, run: Run, config: Mapping[str, Any], turn: Callable[[], bool] | None = None) -> None:
-        self.run, self.config, self.turn = run, config, turn
+    def __init__(self, run: Run, config: Mapping[str, Any], may_ask: Callable[[], bool] | None = None) -> None:
+        self.run, self.config, self.may_ask = run, config, may_ask
         self.task = private.task_id(config)
         self.here = run.engine.on_ask is not None  # `on_ask` answers at once
         self.pauses = not self.here and bool(private.checkpointer_of(config))
@@ -183,7 +183,7 @@ class _Asking:
             refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
             fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
             late = self.pauses and bool(fresh) and self._belongs_to_another(decided, fresh, rounds)
-            if fresh and self.pauses and self.turn is not None and (late or not self.turn()):
+            if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
                 raise GraphInterrupt(())
             if fresh and (self.here or self.pauses) and not late:
                 if not (yield from self._ask_anew(fresh, rounds, counted=counted)):
@@ -206,7 +206,7 @@ class _Asking:
         Returns the number of rounds, and the keys of calls that were approved and then rejected.
         """
         asked = [(j, a) for j in decided if self.task and (a := _asked_by(j, self.task)) and not _for_review(j)]
-        if self.turn is not None:  # the node's code may ask in between, so a spent approval is not a round
+        if self.may_ask is not None:  # the node's code may ask in between, so a spent approval is not a round
             asked = [(j, a) for j, a in asked if a.state != "spent" or not j.needs_approval]
         if (asked or any(j.needs_approval for j in decided)) and self._keyed:
             private.drop_plain_answer(self.config)
@@ -232,10 +232,10 @@ class _Asking:
         # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
-        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_application for j in fresh)):
+        if self._pad is None or (self.may_ask is None and all(j.row is None and j.call.by_application for j in fresh)):
             return False
         if self._numbers is not None:  # below a tool, a new question comes after all answers
-            return self.turn is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
+            return self.may_ask is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
         # In this graph task, a review received its answer before the code that asks now.
         reviews = sum(bool(_asked_by(j, self.task, review=True)) and not j.call.reviewed for j in decided)
         return bool(len(self._pad.resume) > rounds + reviews + self._pad.resume.count(_SKIPPED))

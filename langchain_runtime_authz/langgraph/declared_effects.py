@@ -114,7 +114,7 @@ def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
     return found
 
 
-class Together(FlowContext[Any]):
+class EffectBlock(FlowContext[Any]):
     """A `with` or `async with` block's calls, decided together: all begin, or none."""
 
     output: Any = None
@@ -208,7 +208,7 @@ class Together(FlowContext[Any]):
 
 
 @dataclass(eq=False, repr=False)
-class DeclaredEffect(Together):
+class DeclaredEffect(EffectBlock):
     """Decides the call of a function or block. A call that ran is not repeated."""
 
     _profiles: Profiles
@@ -240,12 +240,12 @@ class DeclaredEffect(Together):
         tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
 
         def flow(*args: Any, **kwargs: Any) -> Flow[Any]:
-            def code(one: Together) -> Flow[Any]:
+            def code(one: EffectBlock) -> Flow[Any]:
                 return one.returns((yield (RunCode, run))) if one.runs else one.first_output()
 
             run = functools.partial(function, *args, **kwargs)
             given = _bound(signature, left_out, args, kwargs) if named is None else dict(named(*args, **kwargs))
-            return run_within(Together([effect_arrival(tool, given)]), code)
+            return run_within(EffectBlock([effect_arrival(tool, given)]), code)
 
         made: Any = functools.wraps(function)(both(flow)[_is(inspect.iscoroutinefunction, function)])
         made.__runtime_authz_effect__ = tool
@@ -345,18 +345,19 @@ def _gated_class(base: Any) -> Any:
         signature = inspect.signature(own)
 
         def batch(store: Any, ops: Iterable[Any]) -> Flow[list[Any]]:
-            def code(left: _Writes) -> Flow[list[Any]]:
+            def code(left: _StoreWrites) -> Flow[list[Any]]:
                 return left.all((yield (RunCode, own, store, left.ops)))
 
-            return run_within(_Writes(store, list(ops)), code)
+            return run_within(_StoreWrites(store, list(ops)), code)
 
         def put(*given: Any, **kwargs: Any) -> Flow[Any]:
-            def code(left: _Writes) -> Flow[Any]:
+            def code(left: _StoreWrites) -> Flow[Any]:
                 return (yield (RunCode, run)) if left.ops else None
 
             run = functools.partial(own, *given, **kwargs)
             store, namespace, key, *more = signature.bind(*given, **kwargs).arguments.values()
-            return run_within(_Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)]), code)
+            value = more[0] if name.endswith("put") else None
+            return run_within(_StoreWrites(store, [PutOp(namespace, key, value)]), code)
 
         blocking, awaiting = both(batch) if name.endswith("batch") else both(put)
         return functools.wraps(own)(awaiting if name.startswith("a") else blocking)
@@ -365,7 +366,7 @@ def _gated_class(base: Any) -> Any:
     return subclass_like(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
 
 
-class _Writes(Together):
+class _StoreWrites(EffectBlock):
     """The writes in a batch of store operations, decided together."""
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
@@ -376,7 +377,7 @@ class _Writes(Together):
             return []
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
 
-    def opened(self) -> _Writes:
+    def opened(self) -> _StoreWrites:
         """Remove from `ops` the writes that an earlier execution of the node made."""
         if self.begun:
             begun = iter(self.begun)

@@ -62,7 +62,7 @@ class RootEntry:
         self.engine, self.development, self._warned = engine, development, development
         self._memory = task_memory
         self._subject_from = subject_from
-        self.channels, self.others = task_channels, inputs.other_watched(task_channels)
+        self.channels, self.other_channels = task_channels, inputs.other_watched(task_channels)
 
     def scope(self, graph: str, thread: str) -> Scope:
         """Return the ledger scope of a graph's thread."""
@@ -79,9 +79,11 @@ class RootEntry:
 
     def watch(self, graph: Any) -> tuple[str, ...]:
         """Return the channels whose edits change the task: the declared ones, else all."""
-        return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
+        if self.has_task_channel(graph):
+            return self.channels
+        return tuple(n for n in graph.channels if not n.startswith("__"))
 
-    def speaks(self, graph: Any) -> bool:
+    def has_task_channel(self, graph: Any) -> bool:
         """Return True if the graph has a channel that is declared to hold the task."""
         return graph is None or any(name in graph.channels for name in self.channels)
 
@@ -267,7 +269,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
     def _texts(self, update: Any, head: CheckpointHead | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return the user's new texts, and the digests of those in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
-        edited = bool(inputs.names_written(update, self.root_entry.others))
+        edited = bool(inputs.names_written(update, self.root_entry.other_channels))
         removes, shown = head is not None and bool(inputs.removed_message_ids(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
@@ -277,7 +279,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
             edits += inputs.taken_out(update, state) if removes else []
             # On a new thread, an edit counts only if it has a user's text.
             texts += edits if head is not None else [e for e in edits if e.text]
-        if not texts and not self.root_entry.speaks(self.graph):
+        if not texts and not self.root_entry.has_task_channel(self.graph):
             # Without a channel for the task, any input may change the task, but is not known to be the user's text.
             say, parts = checkpoints.content_of, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)

@@ -55,7 +55,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def __init__(self, authz: AuthzParts, *, agent: str = "agent") -> None:
         super().__init__()
         self.tools = []
-        self._entrance = authz.root_entry
+        self._root_entry = authz.root_entry
         self._engine = authz.root_entry.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
@@ -99,7 +99,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             """Open a run, and return the input to use. If a run is open, return None."""
             if ns in entries and given is None:
                 return None
-            entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
+            entering = self._root_entry.enter(self._agent, given, config, self._root_entry.owner(config))
             try:
                 entered = yield Perform(entering.__enter__, entering.__aenter__)
             except AuthzDenied as refused:

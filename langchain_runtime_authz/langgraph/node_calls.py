@@ -227,14 +227,14 @@ class NodeCalls:
     def _decided(self, run: Run, calls: list[Call]) -> Flow[list[PendingCall]]:
         mine: list[bool] = []
 
-        def turn() -> bool:
+        def may_ask() -> bool:
             # Calls in coroutines and threads are decided at the same time, and cannot wait for each other.
             if self._asking.acquire(blocking=False):
                 mine.append(True)
             return bool(mine) and self.question is None
 
         try:
-            return (yield from decide_together(run, calls, self.config, turn=turn))
+            return (yield from decide_together(run, calls, self.config, may_ask=may_ask))
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc

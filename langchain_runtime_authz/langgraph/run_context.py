@@ -34,7 +34,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
 from langchain_runtime_authz.pep.run import Engine, Flow, ModelCalls, Run, drive, methods, new_id
-from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, close_run, open_entry
+from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:
@@ -233,9 +233,7 @@ class RunHandle(Sealed):
         if self._outside is None:
             engine = self.engine
             scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
-            entry: OpenedEntry = yield from open_entry(
-                engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings()
-            )
+            entry = yield from open_entry(engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings())
             self.enter(entry.run)
             if self._outside is None:
                 self._outside = entry.run

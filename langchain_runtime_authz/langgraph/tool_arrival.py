@@ -63,8 +63,8 @@ class UndecidedCall:
         try:
             (one,) = yield from decide_together(run, [call], self.config)
         except GraphInterrupt as exc:  # code before the tool may swallow the question
-            if type(front := current_scope.get()) is PendingCall:
-                front.question = exc
+            if type(pending := current_scope.get()) is PendingCall:
+                pending.question = exc
             raise
         self._note(one)
         return one
@@ -79,13 +79,13 @@ class UndecidedCall:
 class ChangedCall(UndecidedCall):
     """A call in place of one that was decided: another one, or the same one again."""
 
-    front: PendingCall  # the decided call
-    took: bool  # the call took the permit of `front`
+    original: PendingCall  # the decided call
+    took: bool  # the call took the permit of `original`
 
     def decide(self) -> Flow[ArrivedCall]:
         if self.took:  # release it before the claim, because the two calls may differ only by their tool
-            yield from self.front.give_back()
-        one = yield from self._decide_alone(self.front.run, self.call)
+            yield from self.original.give_back()
+        one = yield from self._decide_alone(self.original.run, self.call)
         return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed)
 
 
@@ -218,7 +218,7 @@ def tool_arrival(
         text = partial(tool_execution.returns_text, tool)
         return _by_code(tool, config, call_id, facts, describe, tool_input, text=text)
     call, engine = describe(facts, tool_input), one.run.engine
-    return ChangedCall(call=call, config=config, call_id=call_id, engine=engine, front=one, took=took)
+    return ChangedCall(call=call, config=config, call_id=call_id, engine=engine, original=one, took=took)
 
 
 def _supplied_now(one: PendingCall, tool_input: Any, parser: Parser) -> Any:

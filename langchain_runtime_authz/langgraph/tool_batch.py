@@ -153,7 +153,7 @@ class MessageCalls:
             return call["args"]
 
 
-class CallTurns:
+class CallQueue:
     """A tool node's calls, and which of them have begun and ended.
 
     If a call asks, or another call is ordered after it, they run one after the other.
@@ -193,23 +193,23 @@ class CallTurns:
             await asyncio.sleep(PAUSE)
 
 
-class CallTurn:
+class QueuedCall:
     """The scope of one call's execution, in which the guard finds the decision."""
 
-    def __init__(self, turns: CallTurns, place: int, one: PendingCall) -> None:
-        self._turns, self._place, self.one = turns, place, one
+    def __init__(self, queue: CallQueue, place: int, one: PendingCall) -> None:
+        self._queue, self._place, self.one = queue, place, one
         self._engine = self.one.run.engine
 
     def __enter__(self) -> PendingCall:
-        turns = self._turns
-        alone = not turns.serial or self._place in turns.begun or turns.thread == threading.get_ident()
-        turns.entered.add(self._place)
+        queue = self._queue
+        alone = not queue.serial or self._place in queue.begun or queue.thread == threading.get_ident()
+        queue.entered.add(self._place)
         until = time.monotonic() + PATIENCE
-        while not alone and (left := set(range(self._place)) - turns.done):
-            if left.isdisjoint(turns.entered | turns.begun) and time.monotonic() > until:
+        while not alone and (left := set(range(self._place)) - queue.done):
+            if left.isdisjoint(queue.entered | queue.begun) and time.monotonic() > until:
                 break
             time.sleep(PAUSE)
-        self._first = not turns.asked  # True if no earlier call has asked
+        self._first = not queue.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
         one.entered = before.entered
@@ -217,8 +217,8 @@ class CallTurn:
         return one
 
     async def __aenter__(self) -> PendingCall:
-        self._turns.begun.add(self._place)
-        if self._turns.serial:
+        self._queue.begun.add(self._place)
+        if self._queue.serial:
             await self._await_earlier()
         return self.__enter__()
 
@@ -240,23 +240,23 @@ class CallTurn:
 
     def _over(self, exc: BaseException | None) -> None:
         """Mark the call as done. Raise a question that code before the tool swallowed."""
-        self._turns.done.add(self._place)
+        self._queue.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one.question is not None:
             raise self.one.question
 
     async def _await_earlier(self) -> None:
-        earlier = self._turns.begun.intersection(range(self._place))  # LangGraph starts coroutines in order
-        while not self._turns.done.issuperset(earlier):  # noqa: ASYNC110
+        earlier = self._queue.begun.intersection(range(self._place))  # LangGraph starts coroutines in order
+        while not self._queue.done.issuperset(earlier):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
     def _note(self, exc: BaseException) -> Flow[None]:
         """Record the question of the tool itself, or of a review before it."""
-        one, turns = self.one, self._turns
+        one, queue = self.one, self._queue
         if isinstance(exc, GraphInterrupt):
-            turns.asked = True
+            queue.asked = True
         if one.for_review and isinstance(exc, Exception):
-            yield from review_questions.note_failed(one.run, one.call, exc, turns.config, first=self._first)
+            yield from review_questions.note_failed(one.run, one.call, exc, queue.config, first=self._first)
 
 
 def undecided_denial(call: Any) -> ToolMessage:
@@ -324,8 +324,8 @@ class ToolCallPEP:
             return note_edit(one, (yield (RunCode, handler, _request(one, request))))
 
         try:
-            turns = CallTurns(message.config, message.calls, waiting)
-            return (yield from run_within(CallTurn(turns, 0, waiting[0]), code))
+            queue = CallQueue(message.config, message.calls, waiting)
+            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
         finally:
             yield from give_back(waiting)
 

@@ -110,7 +110,7 @@ def decided_already() -> bool:
 
 # A call that ran is recorded even if its caller is cancelled.
 async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
-    if Commit in engine.prompt:
+    if Commit in engine.non_blocking:
         await adrive(engine, flow)
     else:
         await asyncio.shield(adrive(engine, flow))
@@ -156,8 +156,8 @@ class ToolExecution(CodeScope):
         if self.mints:  # otherwise nothing can leak
             config = output_filter.watched_config(config, self._outlet)
             parsed = output_filter.watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
-        self.parsed, front = parsed, current_scope.get()
-        place = front.place if type(front) is PendingCall else None
+        self.parsed, pending = parsed, current_scope.get()
+        place = pending.place if type(pending) is PendingCall else None
         self.config: Any
         self.config, self._answer_numbers = counting_questions(config, place, arrived.answers)
         self.stages: list[Stage] = []

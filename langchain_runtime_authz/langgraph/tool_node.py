@@ -31,8 +31,8 @@ from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
 entering: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
-_NO_TURNS: Final = tool_batch.CallTurns(None, (), ())
-_turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
+_NO_QUEUE: Final = tool_batch.CallQueue(None, (), ())
+_queue = ContextVar("langchain_runtime_authz.queue", default=_NO_QUEUE)
 
 
 class _Gate(private.ToolNode):
@@ -43,12 +43,12 @@ class _Gate(private.ToolNode):
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
-        waiting, before = drive(run.engine, message.decide(run)), _turns.get()
+        waiting, before = drive(run.engine, message.decide(run)), _queue.get()
         try:
-            _turns.set(tool_batch.CallTurns(message.config, message.calls, waiting, "tool node gate"))
+            _queue.set(tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
             return super()._func(input, config, runtime)
         finally:
-            _turns.set(before)
+            _queue.set(before)
             if tool_batch.open_tickets(waiting):
                 drive(run.engine, tool_batch.give_back(waiting))
 
@@ -57,16 +57,16 @@ class _Gate(private.ToolNode):
         code = partial(super()._afunc, input, config, runtime)
 
         def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
-            waiting, before = (yield from message.decide(run)), _turns.get()
+            waiting, before = (yield from message.decide(run)), _queue.get()
             try:
-                _turns.set(turns := tool_batch.CallTurns(message.config, message.calls, waiting, "tool node gate"))
+                _queue.set(queue := tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
                 try:
                     return (yield (RunCode, code))
                 except Exception:
-                    yield (Finish, turns)
+                    yield (Finish, queue)
                     raise
             finally:
-                _turns.set(before)
+                _queue.set(before)
                 if tool_batch.open_tickets(waiting):
                     yield from tool_batch.give_back(waiting)
 
@@ -87,25 +87,25 @@ class _Gate(private.ToolNode):
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = _turns.get()
-        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+        queue = _queue.get()
+        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
             return tool_batch.undecided_denial(call)
-        with tool_batch.CallTurn(turns, *found) as one:
+        with tool_batch.QueuedCall(queue, *found) as one:
             if type(one.verdict) is Ticket and not one.call.edited_by:
                 return super()._run_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
                 return answer
             output = super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
             return tool_batch.note_edit(one, output)
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = _turns.get()
-        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+        queue = _queue.get()
+        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
             return tool_batch.undecided_denial(call)
-        async with tool_batch.CallTurn(turns, *found) as one:
+        async with tool_batch.QueuedCall(queue, *found) as one:
             if type(one.verdict) is Ticket and not one.call.edited_by:
                 return await super()._arun_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
                 return answer
             output = await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
             return tool_batch.note_edit(one, output)
@@ -193,8 +193,8 @@ class AuthzToolNode(_Gate):
         return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
 
     def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
-        entrance = self._authz.root_entry
-        owner = entrance.owner(config)
+        root_entry = self._authz.root_entry
+        owner = root_entry.owner(config)
 
         def inside(entered: tuple[Any, Any]) -> Flow[Any]:
             run = cast("Run", find_run(entered[1]))
@@ -204,4 +204,4 @@ class AuthzToolNode(_Gate):
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))
 
-        return entrance.engine, run_within(entrance.enter(self.get_name(), input, config, owner), inside)
+        return root_entry.engine, run_within(root_entry.enter(self.get_name(), input, config, owner), inside)

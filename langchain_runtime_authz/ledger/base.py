@@ -31,7 +31,7 @@ T = TypeVar("T")
 LAPSED: Final = 3600  # seconds for which a lease that expired without being ended counts as under way
 MAX_EDGES: Final = 256  # per thread; bounded because every request contains all edges
 MAX_MARKS: Final = 10_000  # per thread
-MAX_ASKED: Final = 1000  # questions that `Asked.asked` returns, or calls that `Doubted.doubts` returns
+MAX_ASKED: Final = 1000  # questions that `asked` returns, or calls that `doubts` returns
 OPEN: Final = ("claimed", "unknown", "void")  # a call in these states may make others with its `deed` ask an approver
 LASTS: Final = 86_400  # seconds from its claim for which a call in doubt makes others with its `deed` ask
 
@@ -305,7 +305,7 @@ class Ledger(Protocol):
 
 
 @runtime_checkable
-class Asked(Protocol):
+class ListsQuestions(Protocol):
     """A store that lists the open questions of all threads of a tenant."""
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
@@ -315,7 +315,7 @@ class Asked(Protocol):
 
 
 @runtime_checkable
-class Doubted(Protocol):
+class ListsInDoubtCalls(Protocol):
     """A store that lists the calls in doubt of all threads of a tenant."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[InDoubtCall]:
@@ -329,7 +329,7 @@ class Doubted(Protocol):
     ) -> Sequence[InDoubtCall]: ...
 
 
-class Awaited(Ledger, Asked, Doubted):
+class BlockingLedger(Ledger, ListsQuestions, ListsInDoubtCalls):
     """Base of stores: async methods. A commit may take effect after its cancellation."""
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:

@@ -26,7 +26,7 @@ _AT_ONCE: Final = MAX_ROWS // 8
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
 
-class MemoryLedger(b.Awaited):
+class MemoryLedger(b.BlockingLedger):
     """Keeps threads in a dictionary behind one lock.
 
     Args:

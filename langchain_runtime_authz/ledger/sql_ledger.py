@@ -55,7 +55,7 @@ class Tx(Protocol):
         """
 
 
-class SqlLedger(b.Awaited):
+class SqlLedger(b.BlockingLedger):
     """A ledger in the tables of a SQL store."""
 
     waits: Final = True  # for a disk, network or lock

@@ -260,7 +260,7 @@ def question_lines(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     """Return the lines about the mandate, calls in doubt, and the arguments' sources."""
     call, traced = decided.call, decided.provenance
     texts = run.engine.memory.texts_read(run.scope)
-    payees = run.engine.memory.payees(run.scope)
+    payees = run.engine.memory.known_destinations(run.scope)
     differs = {d.argument: _plain(d.expected) for d in decided.standing.deviations if d.expected}
     lines = []
     if decided.mandate is not None and decided.standing.step is not None:

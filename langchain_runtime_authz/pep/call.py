@@ -85,7 +85,7 @@ class DecidedCall:
     replay: bool = False  # the call ran before, so its recorded result is used
     deeds: tuple[str, ...] = ()  # the call's own deed, and deeds of similar calls: `effect_names`
     doubts: tuple[InDoubtCall, ...] = ()  # calls in doubt that make this call ask an approver
-    redone: tuple[InDoubtCall, ...] = ()  # calls in doubt with the same deed; the claim notes that it is done again
+    repeated: tuple[InDoubtCall, ...] = ()  # calls in doubt with the same deed; the claim notes that it is done again
     evidence: tuple[str, ...] = ()  # lines of the question to the approver
 
     @property
@@ -116,7 +116,7 @@ class DecidedCall:
         """True if the call's plan belongs to an older epoch."""
         return self.match is not None and self.match.stale
 
-    def under(self, decision: Decision) -> DecidedCall:
+    def with_decision(self, decision: Decision) -> DecidedCall:
         """Return the call with another decision, but the same decision id."""
         return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 

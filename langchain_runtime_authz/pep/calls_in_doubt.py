@@ -38,10 +38,10 @@ from langchain_runtime_authz.telemetry.logs import get_logger
 _log = get_logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all calls of `on_unknown` before one decision
-HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket of a call that this process runs
+RUNNING: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket of a call that this process runs
 # Call key → an end of a call that could not be recorded: its run, a function that retries, time of the last failure.
-LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
-_RECORDED: Final[dict[str, object]] = {}  # call keys whose lost ends a thread is recording now
+UNRECORDED_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
+_RECORDING: Final[dict[str, object]] = {}  # call keys whose lost ends a thread is recording now
 MAX_LOST: Final = 1_000  # number of lost ends that are stored per ledger
 REST: Final = 1.0  # seconds before another thread of the ledger retries a lost end
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
@@ -97,7 +97,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     Also add calls that an approved question named as in doubt, and that are done by now.
     """
     if run.engine.on_unknown is not None:
-        snapshot = yield from looked_up(run, snapshot)
+        snapshot = yield from ask_service(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
     for name in [n for a in snapshot.approvals.values() if a.state == "approved" for n in a.doubts if n not in open_]:
         found: Sequence[InDoubtCall] = yield ListDoubts(run.scope.tenant, name.split(" ")[0])
@@ -108,7 +108,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 def doubts_of(
     run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None
 ) -> tuple[tuple[InDoubtCall, ...], tuple[InDoubtCall, ...]]:
-    """Return `DecidedCall.doubts` and `DecidedCall.redone`.
+    """Return `DecidedCall.doubts` and `DecidedCall.repeated`.
 
     `doubts` also has calls that the question named as in doubt, and that are done by now. An approver must hear of it.
     """
@@ -119,12 +119,12 @@ def doubts_of(
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
         same.append(InDoubtCall(run.scope, run.subject.principal, snapshot.calls[key]))
     for at, one in enumerate(same):
-        if one.row.state == "claimed" and one.row.key in LOST_ENDS:
+        if one.row.state == "claimed" and one.row.key in UNRECORDED_ENDS:
             same[at] = one._replace(row=one.row._replace(state="unknown"))
     asking = [one for one in same if one.must_ask(key, run.scope, about, snapshot.now)]
-    redone = tuple([one for one in same if one.row.key != key and (one in asking or one.unnoted(key))])
+    repeated = tuple([one for one in same if one.row.key != key and (one in asking or one.unnoted(key))])
     keys = {name.split(" ")[0] for name in approval.doubts} if approval is not None else ()
-    return (*asking, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), redone
+    return (*asking, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), repeated
 
 
 def ask_despite(decided: DecidedCall) -> Decision:
@@ -198,7 +198,7 @@ def _named(row: CallRow) -> dict[str, str]:
 
 
 def _held_here(row: CallRow) -> bool:
-    held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
+    held = RUNNING.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
     return held is not None and (ticket := held()) is not None and not ticket.concluded
 
 
@@ -209,24 +209,24 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
     """
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
-        if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
+        if rests or _RECORDING.setdefault(key, mine := object()) is not mine:
             continue
         try:
-            yield from end[1]() if (end := LOST_ENDS.get(key)) is not None else ()
+            yield from end[1]() if (end := UNRECORDED_ENDS.get(key)) is not None else ()
         finally:
-            del _RECORDED[key]
-        if key in LOST_ENDS:
+            del _RECORDING[key]
+        if key in UNRECORDED_ENDS:
             return
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Store `record` in `LOST_ENDS` for a retry, unless the call was claimed again."""
-    key, held = ticket.call_key, HELD.get(ticket.call_key)
+    """Store `record` for a retry, unless the call was claimed again."""
+    key, held = ticket.call_key, RUNNING.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
-    LOST_ENDS[key] = run, record, time.monotonic() if LOST_ENDS.pop(key, None) else -REST
+    UNRECORDED_ENDS[key] = run, record, time.monotonic() if UNRECORDED_ENDS.pop(key, None) else -REST
     for first, _ in _ends(run.engine)[:-MAX_LOST]:
-        LOST_ENDS.pop(first, None)
+        UNRECORDED_ENDS.pop(first, None)
         _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
 
 
@@ -242,27 +242,27 @@ def revoke_late(run: Run, decision: Decision, failed: BaseException | None = Non
         if failed is not None and (timed_out or not isinstance(failed, Exception)):
             raise failed
         done = yield Commit(run.scope, None, [Revoke(run.agent)])
-        LOST_ENDS.pop(name, None)
+        UNRECORDED_ENDS.pop(name, None)
         yield record_anomaly(run, decision.reason, name, done.now)
     except BaseException as exc:  # a failed commit, or the caller is cancelled; the step is denied already
         if done is None:
             keep_revocation(run, decision)
         if not isinstance(exc, Exception):
             raise
-        run.engine.lost("a revocation", exc, run, name)
+        run.engine.log_unrecorded("a revocation", exc, run, name)
 
 
 def keep_revocation(run: Run, decision: Decision) -> None:
-    """If `decision` demands a revocation, store it in `LOST_ENDS` for a retry."""
+    """If `decision` demands a revocation, store it in `UNRECORDED_ENDS` for a retry."""
     if any(o.type == "revoke" for o in decision.obligations):
-        LOST_ENDS[decision.decision_id] = run, partial(revoke_late, run, decision), time.monotonic()
+        UNRECORDED_ENDS[decision.decision_id] = run, partial(revoke_late, run, decision), time.monotonic()
 
 
 def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:
-    return [(key, end) for key, end in [*LOST_ENDS.items()] if end[0].engine.ledger is engine.ledger]
+    return [(key, end) for key, end in [*UNRECORDED_ENDS.items()] if end[0].engine.ledger is engine.ledger]
 
 
-def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+def ask_service(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Ask `on_unknown` about calls in doubt. Return the snapshot with the answers."""
     rows = [row for row in snapshot.calls.values() if row.state == "unknown"]
     own = [InDoubtCall(run.scope, run.subject.principal, row) for row in rows]
@@ -273,7 +273,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
             continue
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
-        happened = yield LookUp(asked, until - time.monotonic())
+        happened = yield AskService(asked, until - time.monotonic())
         # If another call with this deed happened, the doubt stays, so that an approver decides about a second one.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
@@ -289,14 +289,14 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     return snapshot
 
 
-def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
+def _ask_service(engine: Engine, call: UnknownCall, seconds: float) -> object:
     try:
         return in_thread(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (without an answer the call stays in doubt)
         return _failed(exc)
 
 
-async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
+async def _aask_service(engine: Engine, call: UnknownCall, seconds: float) -> object:
     async def asked() -> Any:
         return await _awaited(await asyncio.wrap_future(in_thread(lambda: _called(engine, call), "on_unknown")))
 
@@ -311,7 +311,7 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
 def _called(engine: Engine, call: UnknownCall) -> Any:
     try:
         return engine.on_unknown(call) if engine.on_unknown is not None else None
-    except BaseException as exc:  # noqa: BLE001  (as in `_look_up`; what ends the callable's thread must not end ours)
+    except BaseException as exc:  # noqa: BLE001  (as in `_ask_service`; what ends the callable's thread must not end ours)
         return _failed(exc)
 
 
@@ -327,5 +327,5 @@ def _failed(exc: BaseException) -> object:
     return None
 
 
-LookUp: Final = Effect(_look_up, _alook_up)  # takes an `UnknownCall` and seconds; no bool: unknown
+AskService: Final = Effect(_ask_service, _aask_service)  # takes an `UnknownCall` and seconds; no bool: unknown
 ListDoubts: Final = Effect(method="ledger.doubts")  # takes a tenant, and optionally a call key and a thread

@@ -71,7 +71,7 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
             return anew, None
         same = anew.prior_calls <= decided.prior_calls and anew.standing == decided.standing
         if same and (not tries or verdict.code != Code.IN_DOUBT):
-            return decided, (yield from deny_call(run, decided.under(deny(verdict.code))))
+            return decided, (yield from deny_call(run, decided.with_decision(deny(verdict.code))))
         decided, tries = anew, tries - 1
         verdict = yield from try_claim(run, decided)
     return decided, verdict
@@ -84,10 +84,10 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
     # The denial of an earlier call of the message may have demanded a revocation that the ledger has not taken yet.
-    yield from calls_in_doubt.record_ends(engine, run.scope) if calls_in_doubt.LOST_ENDS else ()
+    yield from calls_in_doubt.record_ends(engine, run.scope) if calls_in_doubt.UNRECORDED_ENDS else ()
     edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
     if edge is not None and not (delegated := (yield from hand_off(run, edge))).permit:
-        return (yield from deny_call(run, decided.under(deny(delegated.reason))))
+        return (yield from deny_call(run, decided.with_decision(deny(delegated.reason))))
     tokens: dict[str, str] = {}
     if call.profile.audience:
         # A jti is derived from lease, call and audience, so a replay under a new lease gets another one.
@@ -99,11 +99,11 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         changes.append(ledger.RecordEdge(edge))
     shared = counting_scope(run, decided.mandate)
     try:
-        if (shared is not None or decided.redone) and (over := (yield from _elsewhere(decided, shared))) is not None:
+        if (shared is not None or decided.repeated) and (over := (yield from _elsewhere(decided, shared))) is not None:
             return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        return (yield from deny_call(run, decided.under(engine.deny_for_failure(exc, run))))
+        return (yield from deny_call(run, decided.with_decision(engine.deny_for_failure(exc, run))))
     if type(done) is Conflict:
         yield from refund_mandate(run, shared, _released(decided, changes).refund)
         return (yield from _conflicting(run, decided, done))
@@ -144,14 +144,14 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:
-        calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # the new claim replaces an end that was not recorded
-        calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
+        calls_in_doubt.UNRECORDED_ENDS.pop(decided.key, None)  # the new claim replaces an end that was not recorded
+        calls_in_doubt.RUNNING[decided.key] = ref(ticket, partial(calls_in_doubt.RUNNING.pop, decided.key))
     return ticket
 
 
 def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
     """Commit a claim's changes to other threads. Return the first conflict or None."""
-    commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.redone]
+    commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeated]
     if shared is not None and (spends := _spends(decided)) and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in spends]))
     for scope, changes in commits:
@@ -230,7 +230,7 @@ def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
     """Return the verdict on a call that is not claimed: a replay or a denial."""
     if not decided.replay:
         killed = decided.decision.outcome == "permit"
-        return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
+        return (yield from deny_call(run, decided.with_decision(deny(Code.KILLED)) if killed else decided))
     message = run.untold() if decided.stale else ""
     if message:  # the user's texts that the graph has not received
         try:
@@ -245,20 +245,20 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
         return Replay(decided.call, conflict.row.result)
     if conflict.code in (Code.BUDGET_EXHAUSTED, Code.IN_DOUBT):
         return conflict
-    return (yield from deny_call(run, decided.under(deny(conflict.code))))
+    return (yield from deny_call(run, decided.with_decision(deny(conflict.code))))
 
 
 def _release(run: Run, decided: DecidedCall, undo: ReleaseCall, failure: AuditError, recorded: bool) -> Flow[Denial]:
     """Deny and release a claimed call, because its record or notification failed."""
     if recorded:
-        denial = yield from deny_call(run, decided.under(deny(failure.code)))
+        denial = yield from deny_call(run, decided.with_decision(deny(failure.code)))
     else:
         denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
     try:
         yield (Commit, run.scope, None, [undo])
         yield from refund_mandate(run, counting_scope(run, decided.mandate), undo.refund)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
-        run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
+        run.engine.log_unrecorded("the release of a claim", exc, run, decided.decision.decision_id)
     return denial
 
 

@@ -42,7 +42,7 @@ def clear_mark(mark: str) -> SetMark:
     return SetMark(UNRECORDED, "", instead=mark)
 
 
-def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
+def record_unrecorded(of: Run | Scope, before: Snapshot) -> Flow[str]:
     """Record the task change of the mark `UNRECORDED`, if set. Return the mark or ""."""
     if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
@@ -63,7 +63,7 @@ def change_task(
         before: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
         if (made := change(before)) is None:
             return None
-        yield from settle(of, before)
+        yield from record_unrecorded(of, before)
         changes, texts = made
         mark = unrecorded_mark(before.epoch + 1, len(before.log), texts, source)
         done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])

@@ -72,8 +72,8 @@ def decide_calls(
     if engine.kill_switch is not None and engine.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
-        yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.LOST_ENDS else ()
-        calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
+        yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.UNRECORDED_ENDS else ()
+        calls, keys, comparisons, origin, words, snapshot, moved = yield from _load_facts(run, calls)
         look_up = engine.on_unknown is not None or snapshot.approvals
         snapshot = (yield from look_up_doubts(run, snapshot)) if look_up else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
@@ -89,7 +89,7 @@ def decide_calls(
     ahead: Ahead = {}, {}
     changed = False
     for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
-        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead, stopped)
+        one = _with_facts(run, snapshot, words, call, key, compared, approval, moved, ahead, stopped)
         one.started = started
         changed = changed or (one.match is not None and one.match.changed)
         decided.append(one)
@@ -120,7 +120,7 @@ def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> 
     }
 
 
-def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
+def _load_facts(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     """Return the calls with all facts for their decision, from ledger and memory."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
@@ -146,7 +146,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     if words.digest != snapshot.task.digest:
         words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared)
     if (unread := memory.unread) and run.scope in unread and wants_more(words, calls):
-        yield Block(memory.read_on, run.scope)
+        yield Block(memory.read_rest, run.scope)
     if words.compiled and not words.recorded:
         words.recorded = True
         yield mandate_event(run, words.compiled)
@@ -177,7 +177,7 @@ def _compared(run: Run, words: TaskWords, calls: Sequence[Call]) -> list[_Compar
     return compared
 
 
-def _described(
+def _with_facts(
     run: Run,
     snapshot: Snapshot,
     words: TaskWords,
@@ -195,7 +195,7 @@ def _described(
     intended = call.position, call.call_id, call.tool, call.raw
     own = call.by_application and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
     match = plan.PLANNED_BY_CODE if own else plan.match_plan(snapshot.plan, run.epoch, *intended)
-    if match.stale and _goes_on(run, snapshot, key):
+    if match.stale and _continues(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
     # A side effect that was done is not decided again: its recorded result is used.
@@ -210,7 +210,7 @@ def _described(
         denied, counted = decision is not _UNDECIDED, row is not None and approval is None
         held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
         standing = standing_of(matched, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
-    doubts, redone = (
+    doubts, repeated = (
         doubts_of(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     )
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
@@ -229,7 +229,7 @@ def _described(
         replay=replay,
         deeds=deeds,
         doubts=doubts,
-        redone=redone,
+        repeated=repeated,
     )
     if call.error is None:  # even for a refusal, whose record contains the request
         decided.now, decided.match = int(snapshot.now), match
@@ -344,7 +344,7 @@ def _query(
 def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -> Approval | None:
     """Return the approval that counts for the call: ours or another review's."""
     own = snapshot.approvals.get(key)
-    if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
+    if own is None and _continues(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
     if own is None and call.edited_by:
         own = snapshot.approvals.get(call.edited_by)
@@ -358,12 +358,13 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
         done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
         if spent and _amended(call, own) is not call:
             return own  # the replacement may be done, and is looked up next
-        stands = not spent or done or _goes_on(run, snapshot, key) if call.profile.side_effect else call.plan_id is None
+        continues = done or _continues(run, snapshot, key)
+        stands = not spent or continues if call.profile.side_effect else call.plan_id is None
         return replace(own, epoch=run.epoch) if stands and (spent or own.state in ("rejected", "answered")) else None
     return own
 
 
-def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
+def _continues(run: Run, snapshot: Snapshot, key: str) -> bool:
     """Return True if the tool's own question was answered in this epoch."""
     own = snapshot.approvals.get(f"{OWN}{key}")
     return own is not None and own.state == "approved" and own.epoch == run.epoch

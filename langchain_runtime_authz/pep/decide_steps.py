@@ -95,10 +95,8 @@ def decide_step(
 
 def _obliged(run: Run, decision: Decision) -> list[Change]:
     revokes = any(o.type == "revoke" for o in decision.obligations)
-    return [
-        *(changes_owed(decision) if decision.outcome == "permit" else ()),
-        *([Revoke(run.agent)] if revokes else ()),
-    ]
+    owed = changes_owed(decision) if decision.outcome == "permit" else []
+    return [*owed, Revoke(run.agent)] if revokes else owed
 
 
 def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:

@@ -137,15 +137,13 @@ def minter_for_call(run: Run, decided: DecidedCall, jtis: Mapping[str, str], com
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
         call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
-        asked = {"audience": audience, "tool": call.tool, "grant": run.grant, "jti": jtis[audience], "cnf_jkt": jkt}
+        asked: dict[str, Any] = {"audience": audience, "tool": call.tool, "grant": run.grant, "jti": jtis[audience]}
         how: dict[str, Any] = {"standing": standing.standing, "salt": secrets.token_urlsafe(SALT)}
         how["step"] = standing.step if standing.standing == "covered" else None
         how["source"], how["mandate"] = (mandate.source, mandate.digest) if mandate is not None else (None, None)
         how["approved"] = approval is not None and approval.state == "approved"
         details = authorization_details(call.profile, call.tool, call.args, **how)
-        decision_id = decided.decision.decision_id
-        return (
-            yield from mint_for_agent(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked)
-        )
+        asked |= {"details": tuple(details), "cnf_jkt": jkt}
+        return (yield from mint_for_agent(run, now, decided.task, mandate, decided.decision.decision_id, **asked))
 
     return lambda audience, jkt: Perform(drive, adrive, run.engine, mint(audience, jkt))

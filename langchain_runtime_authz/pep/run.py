@@ -21,7 +21,7 @@ from langchain_runtime_authz.errors import AuditError, AuthzError, Code, Credent
 from langchain_runtime_authz.evaluation import Decision, Edge, Subject, deny
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
-from langchain_runtime_authz.ledger.base import Awaited, Guard, Ledger, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, Scope, Snapshot
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -142,7 +142,7 @@ class Engine:
     """Notes what the process does, if `observe_process` was called."""
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes the audit record that the given function builds."""
-    prompt: frozenset[Effect] = field(init=False)
+    non_blocking: frozenset[Effect] = field(init=False)
     """Effects that never block with this engine's parts, so an async flow performs them on the event loop."""
     blocking: frozenset[Effect] = field(init=False)
     """Effects that block on a ledger or a disk. An async flow moves to a thread before it performs one."""
@@ -158,11 +158,12 @@ class Engine:
         memory, waits = type(ledger) is MemoryLedger, getattr(ledger, "waits", False)
         quick, kept = self.evaluator.in_process, isinstance(audit, MemorySink)
         own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: kept})
-        # Only the async methods of `Awaited` just call the blocking ones. Any other async method is awaited.
+        # Only the async methods of `BlockingLedger` just call the blocking ones. Any other async method is awaited.
         forms = {Load: "aload", Commit: "acommit", Status: "astatus"} if waits else {}
-        plain = {e: getattr(getattr(ledger, n), "__func__", None) is getattr(Awaited, n) for e, n in forms.items()}
+        own_form = {e: getattr(getattr(ledger, name), "__func__", None) for e, name in forms.items()}
+        plain = {e: own_form[e] is getattr(BlockingLedger, name) for e, name in forms.items()}
         blocking = _those({**plain, Write: writes, Block: True})
-        object.__setattr__(self, "prompt", own if writes else own | {Write})
+        object.__setattr__(self, "non_blocking", own if writes else own | {Write})
         object.__setattr__(self, "blocking", blocking)
         object.__setattr__(self, "threaded", blocking | own)
 
@@ -207,7 +208,7 @@ class Engine:
         self._log_failure(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
 
-    def lost(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
+    def log_unrecorded(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
         """Count and log that `what` happened but was not recorded."""
         self.count_failure(exc)
         self._log_failure(exc, run, decision_id, f"{what} was not recorded")

@@ -23,9 +23,8 @@ from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Q
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep import call_mandate
-from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
-from langchain_runtime_authz.pep.corrections import change_task, clear_mark, settle, trace_change, unrecorded_mark
+from langchain_runtime_authz.pep import call_mandate, corrections
+from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.lease import take_lease
@@ -148,7 +147,7 @@ def _take_lease(
     marked = (heads.HEAD, heads.MEMORY, heads.BELOW, call_mandate.APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
     entry.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
-    yield from record_ends(run.engine, scope) if LOST_ENDS else ()  # an end may revoke the agent
+    yield from record_ends(run.engine, scope) if UNRECORDED_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
@@ -164,7 +163,7 @@ def _take_lease(
         run.expires_at = run.engine.lease_end(snapshot.now, entry.started_at)
         entry.texts, entry.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
-        left = (yield from settle(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
+        left = (yield from corrections.record_unrecorded(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(make_edge(entry.upstream[:1], run.agent[0], "remote"))] if entry.upstream else []
         if fresh:
@@ -175,17 +174,19 @@ def _take_lease(
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
         if rotates:
-            mark = unrecorded_mark(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
+            mark = corrections.unrecorded_mark(
+                snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state"
+            )
             opening.append(mark)
             left = mark.value
-        lease += [clear_mark(left)] if left else []
+        lease += [corrections.clear_mark(left)] if left else []
         # A commit checks a lease against the epoch before the commit, so a new epoch needs a separate commit.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
                 break
             if changes is opening:
-                yield trace_change(run, done, fresh, "input" if said else "state")
+                yield corrections.trace_change(run, done, fresh, "input" if said else "state")
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue
@@ -240,9 +241,8 @@ def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanT
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
             # A child compares its state with the checkpoint that it left. So it may have recorded some edits already.
             known = {t.key for t in snapshot.log}
-            edits = (
-                [e for e in below.updates if heads.outside_key(e) not in known] if below and name == heads.BELOW else []
-            )
+            updates = below.updates if below and name == heads.BELOW else ()
+            edits = [e for e in updates if heads.outside_key(e) not in known]
             found += [HumanText(content_digest(e), "", heads.outside_key(e), own=False) for e in edits]
     return tuple(found)
 
@@ -289,7 +289,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
         known = texts[-1].key in {t.key for t in snapshot.log}
         return None if known else ([ledger.AdvanceEpoch(snapshot.epoch, (*texts,))], texts)
 
-    return (yield from change_task(run, "state", edit)) is not None
+    return (yield from corrections.change_task(run, "state", edit)) is not None
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
@@ -321,7 +321,7 @@ def close_run(
         for name, value in zip((heads.HEAD, heads.MEMORY, heads.BELOW), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
-        yield from record_ends(run.engine, run.scope) if LOST_ENDS else ()
+        yield from record_ends(run.engine, run.scope) if UNRECORDED_ENDS else ()
         if edits:
             yield from _pinned(run, edits)
         done = None
@@ -336,7 +336,7 @@ def close_run(
         if root:
             yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
-        run.engine.lost("the end of a run", exc, run)
+        run.engine.log_unrecorded("the end of a run", exc, run)
     finally:
         if run.span is not None:
             run.span.end(ending, run.epoch)

@@ -101,11 +101,11 @@ class Session:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
                 return self._run.engine.deny_for_failure(exc, self._run)
-        return (yield from self._settle(call))
+        return (yield from self._decide_and_claim(call))
 
     decide, adecide = methods(_decide)
 
-    def _settle(self, call: Call) -> Flow[Decision]:
+    def _decide_and_claim(self, call: Call) -> Flow[Decision]:
         (decided,) = yield from decide_calls(self._run, [call])
         decided, verdict = yield from claim_call(self._run, decided)
         self._last = decided
@@ -136,7 +136,7 @@ class Session:
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
             return self._run.engine.deny_for_failure(exc, self._run)
-        return (yield from self._settle(call))
+        return (yield from self._decide_and_claim(call))
 
     approve, aapprove = methods(_approve)
 

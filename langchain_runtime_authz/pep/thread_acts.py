@@ -15,12 +15,12 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, Ledger
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.facts.resource_version import one_spelling
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, ListsQuestions, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.approval_answers import answer_event, correcting_texts
-from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
-from langchain_runtime_authz.pep.corrections import carried_plans, record_change, settle, unrecorded_mark
+from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
+from langchain_runtime_authz.pep.corrections import carried_plans, record_change, record_unrecorded, unrecorded_mark
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.resource_versions import resource_scope
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.facts.task import HumanText
 
 
-def _store(engine: Engine) -> Asked:
-    if not isinstance(engine.ledger, Asked):
+def _store(engine: Engine) -> ListsQuestions:
+    if not isinstance(engine.ledger, ListsQuestions):
         raise ConfigError("this ledger cannot list open questions: it lacks `asked`")
     return engine.ledger
 
@@ -113,7 +113,7 @@ def _correction(
     if not texts:
         return (), [], 0
     snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
-    yield from settle(scope, snapshot)
+    yield from record_unrecorded(scope, snapshot)
     # An approver's text can order something only if the approver is the thread's subject.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
@@ -174,7 +174,7 @@ def reinstate_agents(
     """
     _checked(scope, agent)
     yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too
-    if any(run.scope == scope and run.engine.ledger is engine.ledger for run, *_ in [*LOST_ENDS.values()]):
+    if any(run.scope == scope and run.engine.ledger is engine.ledger for run, *_ in [*UNRECORDED_ENDS.values()]):
         raise LedgerError(Code.LEDGER_UNAVAILABLE, "an end that may revoke the agent is not recorded yet: try again")
     now = (yield Load(scope, Query())).now
 

@@ -93,7 +93,7 @@ class ThreadMemory:
         outputs.missed(snapshot.history)
         return said
 
-    def keep(self, scope: Scope, found: Observation) -> None:
+    def record_texts(self, scope: Scope, found: Observation) -> None:
         """Store the texts of one output, and its part that is not read yet."""
         with self._lock:
             thread = self._thread(scope)
@@ -113,7 +113,7 @@ class ThreadMemory:
         while thread.chars > MAX_PROSE:
             thread.chars -= len(thread.prose.popleft().text)
 
-    def read_on(self, scope: Scope) -> None:
+    def read_rest(self, scope: Scope) -> None:
         """Read the rest of the thread's `unread` outputs, within each output's limits."""
         with self._reading:
             with self._lock:
@@ -144,7 +144,7 @@ class ThreadMemory:
                 texts = thread.texts = TextsRead(tuple(thread.prose), dict(thread.found))
         return texts
 
-    def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
+    def record_destinations(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
         """Store the destinations of a call that ran. Return the thread's outputs."""
         with self._lock:
             payees = (thread := self._thread(scope)).payees
@@ -155,7 +155,7 @@ class ThreadMemory:
                 payees.pop(next(iter(payees)))
             return thread.outputs
 
-    def payees(self, scope: Scope) -> Mapping[str, frozenset[str]]:
+    def known_destinations(self, scope: Scope) -> Mapping[str, frozenset[str]]:
         """Return skeleton (UTS #39 §4) → destinations of calls that ran."""
         with self._lock:
             thread = self._threads.get(scope)

@@ -19,7 +19,7 @@ from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.ledger.changes import RecordStep, Revoke
 from langchain_runtime_authz.pep import calls_in_doubt
-from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
+from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS
 from langchain_runtime_authz.testing import FrozenClock
 from tests.threads import until
 
@@ -122,7 +122,7 @@ def world(rule: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     own = _locks.PROCESS[0]
     yield World()
     _locks.PROCESS[0] = own
-    LOST_ENDS.clear()
+    UNRECORDED_ENDS.clear()
 
 
 @pytest.mark.parametrize("thread", ["t", "other"])
@@ -548,7 +548,7 @@ def test_lost_ends_are_bounded(world: World, monkeypatch: Any, caplog: Any, most
         down.setattr(MemoryLedger, "commit", lambda *_: 1 / 0)
         for run, args in calls:
             run.observe("pay", args, "paid")
-    assert len(LOST_ENDS) == 1 + most
+    assert len(UNRECORDED_ENDS) == 1 + most
     world.clock.tick(61)
     assert [one.row.key for one in authz.unknown_calls()] == [
         line.args[1] for line in caplog.records if line.args and line.args[0] == Code.IN_DOUBT
@@ -581,12 +581,12 @@ def test_an_end_that_fails_again_delays_its_own_thread(world: World, monkeypatch
         down.setattr(world.ledger, "commit", failing)
         lose(world, monkeypatch, bob)
         assert bob.decide("save", {"path": "a"}).permit
-        assert [end[0].scope.thread for end in LOST_ENDS.values()] == ["alice"]
+        assert [end[0].scope.thread for end in UNRECORDED_ENDS.values()] == ["alice"]
         assert bob.decide("save", {"path": "b"}).permit and len(stuck) == 1
         monkeypatch.setattr(calls_in_doubt, "REST", 0)
         assert bob.decide("save", {"path": "c"}).permit and len(stuck) == 2
     monkeypatch.setattr(calls_in_doubt, "REST", 60)
-    assert alice.decide("save", {"path": "a"}).permit and LOST_ENDS == {}
+    assert alice.decide("save", {"path": "a"}).permit and UNRECORDED_ENDS == {}
 
 
 def test_a_lost_end_is_recorded_once(world: World, monkeypatch: Any) -> None:
@@ -614,18 +614,18 @@ def test_a_lost_end_of_an_earlier_claim_is_forgotten(world: World, monkeypatch: 
     """The call is claimed again while its end is being recorded, which then fails. The twin is not claimed again."""
     authz = world.worker(pdp=StaticPDP(permit=True))
     lose(world, monkeypatch, authz.session(subject="alice", task=ORDER, thread="t"))
-    (key,) = LOST_ENDS
+    (key,) = UNRECORDED_ENDS
 
     def failing(*_: Any) -> Any:
         if again:
-            del LOST_ENDS[key]
-            calls_in_doubt.HELD[key] = ref(world)
+            del UNRECORDED_ENDS[key]
+            calls_in_doubt.RUNNING[key] = ref(world)
         raise LedgerError(Code.LEDGER_TIMEOUT)
 
     monkeypatch.setattr(world.ledger, "commit", failing)
     authz.unknown_calls()
-    assert [*LOST_ENDS] == ([] if again else [key])
-    calls_in_doubt.HELD.pop(key, None)
+    assert [*UNRECORDED_ENDS] == ([] if again else [key])
+    calls_in_doubt.RUNNING.pop(key, None)
 
 
 @pytest.mark.parametrize("demands", ["revoke", "notify"], ids=["revokes", "twin"])
@@ -646,11 +646,11 @@ def test_a_demanded_revocation_outlives_a_failure_of_the_ledger(monkeypatch: Any
             with pytest.raises(AuthzDenied):
                 session.delegate("child")
     revokes = demands == "revoke"
-    assert len(LOST_ENDS) == revokes
+    assert len(UNRECORDED_ENDS) == revokes
     with pytest.raises(AuthzDenied, match="revoked") if revokes else contextlib.nullcontext():
         authz.session(subject="alice", task=ORDER, thread="t")
     assert session.decide("save", {"path": "a"}).permit != revokes
-    assert LOST_ENDS == {} and [r.get("event") for r in authz.audit.records].count("revoked") == revokes
+    assert UNRECORDED_ENDS == {} and [r.get("event") for r in authz.audit.records].count("revoked") == revokes
 
 
 @pytest.mark.parametrize("error", [LedgerError(Code.LEDGER_TIMEOUT), RuntimeError()], ids=["hangs", "twin: fails at once"])
@@ -674,10 +674,10 @@ def test_a_reinstated_agent_is_not_revoked_again(monkeypatch: Any, error: Except
     with monkeypatch.context() as down:
         down.setattr(authz.ledger, "commit", failing)
         session.decide("pay", PAY)
-    assert len(tried) == (1 if isinstance(error, LedgerError) else 2) and len(LOST_ENDS) == 1
+    assert len(tried) == (1 if isinstance(error, LedgerError) else 2) and len(UNRECORDED_ENDS) == 1
     authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
     events = [r.get("event") for r in authz.audit.records]
-    assert LOST_ENDS == {} and events.index("revoked") < events.index("reinstated")
+    assert UNRECORDED_ENDS == {} and events.index("revoked") < events.index("reinstated")
     assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "a"}).permit
 
 
@@ -707,7 +707,7 @@ def test_a_demanded_revocation_outlives_a_cancelled_denial(step: str, demands: b
         ledger.slow = False
         return (await session.adecide("save", {"path": "a"})).permit
 
-    assert asyncio.run(give_up()) != demands and LOST_ENDS == {}
+    assert asyncio.run(give_up()) != demands and UNRECORDED_ENDS == {}
 
 
 @pytest.mark.parametrize("demands", [True, False], ids=["revokes", "twin"])
@@ -728,7 +728,7 @@ def test_a_revocation_that_waits_stops_the_next_call_of_the_message(monkeypatch:
     monkeypatch.setattr(authz.ledger, "commit", slow)
     with contextlib.suppress(AuthzHalt):
         told(authz, graph, human(), {**THREAD, "max_concurrency": 1})
-    assert len(ran) == (not demands) and LOST_ENDS == {}
+    assert len(ran) == (not demands) and UNRECORDED_ENDS == {}
     assert [r.get("event") for r in authz.audit.records].count("revoked") == demands
 
 
@@ -750,7 +750,7 @@ def test_no_reinstatement_overtakes_a_revocation(monkeypatch: Any, fails: bool) 
             authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
     authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
     events = [r.get("event") for r in authz.audit.records]
-    assert LOST_ENDS == {} and events.index("revoked") < events.index("reinstated")
+    assert UNRECORDED_ENDS == {} and events.index("revoked") < events.index("reinstated")
     assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "b"}).permit
 
 
@@ -856,7 +856,7 @@ def test_an_end_that_the_ledger_took_is_not_late(world: World, monkeypatch: Any,
     ((_, _, row),) = world.ledger.doubts("default")
     world.worker().resolve_call(row.key, happened=False, by="user:carol", reason="asked the bank")
     assert not authz.unknown_calls()  # records the end again
-    assert LOST_ENDS == {}
+    assert UNRECORDED_ENDS == {}
     assert [r.get("event") for r in authz.audit.records].count("ended_late") == (not kept)
     ((_, _, row),) = world.ledger.doubts("default", row.key)
     assert (row.state, row.about["resolved"]["happened"]) == ("void", False)

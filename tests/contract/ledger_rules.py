@@ -19,13 +19,13 @@ from langchain_runtime_authz.ledger.base import (
     LAPSED,
     LASTS,
     Approval,
-    Asked,
     CallRow,
     Committed,
-    Doubted,
     Guard,
     InDoubtCall,
     Lease,
+    ListsInDoubtCalls,
+    ListsQuestions,
     Scope,
     Snapshot,
 )
@@ -519,7 +519,7 @@ class LedgerRules(LedgerHarness):
 
     def test_what_is_asked_on_every_thread(self) -> None:
         """With its thread, of one tenant, until it is answered or void."""
-        assert isinstance(self.ledger, Asked)
+        assert isinstance(self.ledger, ListsQuestions)
         tenant = self.scope.tenant
         self.do(_ask("k", id="q-1"), _ask("l", id="q-2"))
         self.do(_ask("old"))  # by a version that named no question
@@ -537,7 +537,7 @@ class LedgerRules(LedgerHarness):
         assert list(self.ledger.asked(tenant)) == []
 
     def test_the_thread_used_last_is_asked_first(self) -> None:
-        assert isinstance(self.ledger, Asked)
+        assert isinstance(self.ledger, ListsQuestions)
         other = self.scope._replace(thread=f"{self.scope.thread} b")
         for scope, key in ((self.scope, "k"), (other, "l"), (self.scope, "a")):
             self.clock.tick(1)
@@ -803,7 +803,7 @@ class LedgerRules(LedgerHarness):
         self.do(OpenThread("user:alice"), ClaimCall("k", "gone", repeatable=False, deed="pay:x", about={"tool": "pay"}))
         assert self.load(calls=("k",)).calls["k"].state == "unknown"
         assert self.doubted(deeds=("pay:x",)) == [("k", "unknown")]
-        assert [one.row.state for one in cast("Doubted", self.ledger).doubts(self.scope.tenant)] == ["unknown"]
+        assert [one.row.state for one in cast("ListsInDoubtCalls", self.ledger).doubts(self.scope.tenant)] == ["unknown"]
         self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("k", "gone", repeatable=False))
 
     def test_a_claim_looks_for_doubts_that_came_since_the_decision(self) -> None:
@@ -890,11 +890,11 @@ class LedgerRules(LedgerHarness):
         self.do(claim("other", "e"))
         self.do(ConcludeCall("other", "done", jti=lease.jti))
         self.refuse(Code.IN_DOUBT, claim("again", "d0"))
-        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k0")
+        ((_, _, row),) = cast("ListsInDoubtCalls", self.ledger).doubts(self.scope.tenant, "k0")
         assert (row.state, row.deed) == ("unknown", "send:x d0")
         self.do(replace(claim("k0", "d0"), repeatable=True, despite=None))
         self.do(ConcludeCall("k0", "done", jti="earlier"))
-        assert [row.state for _, _, row in cast("Doubted", self.ledger).doubts(self.scope.tenant, "k0")] == ["claimed"]
+        assert [row.state for _, _, row in cast("ListsInDoubtCalls", self.ledger).doubts(self.scope.tenant, "k0")] == ["claimed"]
         self.do(ConcludeCall("k0", "unknown", jti=lease.jti))
         self.refuse(Code.IN_DOUBT, claim("another", "e"))
 
@@ -944,7 +944,7 @@ class LedgerRules(LedgerHarness):
         ends_late()
         self.do(RepeatCall("k", self.clock()))
         self.do(ReleaseCall("k"))
-        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k")
+        ((_, _, row),) = cast("ListsInDoubtCalls", self.ledger).doubts(self.scope.tenant, "k")
         assert (row.state, row.jti, row.at) == ("void", first.jti, at) and row.about["again"]
         ends_late()
         for state in ("suspended", "unknown", "done"):
@@ -952,13 +952,13 @@ class LedgerRules(LedgerHarness):
             self.do(ConcludeCall("k", state, jti=lease.jti))
             ends_late()
         self.do(ConcludeCall("k", "done", "late", late=True, jti=first.jti))
-        ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k")
+        ((_, _, row),) = cast("ListsInDoubtCalls", self.ledger).doubts(self.scope.tenant, "k")
         assert (row.state, row.jti, row.result) == ("done", lease.jti, None)
 
     def test_calls_in_doubt_are_listed(self) -> None:
         """Newest first, with what is known of them; by key in any state. A read, which may run again, never is."""
         tenant, key = self.scope.tenant, unique_name()
-        store = cast("Doubted", self.ledger)
+        store = cast("ListsInDoubtCalls", self.ledger)
         lease = self.deed(self.scope, key)
         self.do(ClaimCall("read", lease.jti, repeatable=True))
         assert list(store.doubts(tenant)) == []
@@ -978,7 +978,7 @@ class LedgerRules(LedgerHarness):
 
     def test_a_call_in_doubt_is_resolved_once(self) -> None:
         """It happened: then it is done. It did not: then it may run. Never while it is under way, or after its end."""
-        store = cast("Doubted", self.ledger)
+        store = cast("ListsInDoubtCalls", self.ledger)
         lease = self.deed(self.scope, "did")
         self.deed(self.scope, "did-not")
         for key in ("did", "did-not", "never"):

@@ -41,7 +41,7 @@ async def aact(_: object, do: Any) -> Any:
 
 
 BLOCKS, LOOPS, QUICK, FOREIGN = Effect(act, aact), Effect(act, aact), Effect(act), Effect(act)
-ENGINE = SimpleNamespace(prompt=frozenset((QUICK,)), blocking=frozenset((BLOCKS,)), threaded=frozenset((BLOCKS, QUICK)))
+ENGINE = SimpleNamespace(non_blocking=frozenset((QUICK,)), blocking=frozenset((BLOCKS,)), threaded=frozenset((BLOCKS, QUICK)))
 
 
 def thread() -> str:

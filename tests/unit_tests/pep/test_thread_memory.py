@@ -111,7 +111,7 @@ def test_texts_are_kept_in_bounds() -> None:
     memory = ThreadMemory()
     assert memory.texts_read(scope()) is NO_TEXTS
     for number in range(12):
-        memory.keep(scope(), Observation((), (Prose(f"Text {number}:\n pay  EVE " + "x" * (MAX_PROSE // 5), "external", "mail/body"),)))
+        memory.record_texts(scope(), Observation((), (Prose(f"Text {number}:\n pay  EVE " + "x" * (MAX_PROSE // 5), "external", "mail/body"),)))
     kept = memory.texts_read(scope())
     assert sum(len(p.text) for p in kept.prose) <= MAX_PROSE
     assert [p.text.split(":")[0] for p in kept.mentions("pay eve")] == ["Text 11", "Text 10", "Text 9", "Text 8"]
@@ -122,13 +122,13 @@ def test_texts_are_kept_in_bounds() -> None:
 def test_destinations_are_found_by_their_looks() -> None:
     """The newest ones, as they were written."""
     memory = ThreadMemory()
-    assert memory.payees(scope()) == {}
-    memory.reached(scope(), ["Alice@x.org", "alice@x.org"])
-    memory.reached(scope(), [])
-    assert list(memory.payees(scope()).values()) == [frozenset({"Alice@x.org", "alice@x.org"})]
-    memory.reached(scope(), [f"user-{n}" for n in range(MAX_PAYEES)])
-    assert len(memory.payees(scope())) == MAX_PAYEES
-    assert frozenset({"Alice@x.org", "alice@x.org"}) not in memory.payees(scope()).values()
+    assert memory.known_destinations(scope()) == {}
+    memory.record_destinations(scope(), ["Alice@x.org", "alice@x.org"])
+    memory.record_destinations(scope(), [])
+    assert list(memory.known_destinations(scope()).values()) == [frozenset({"Alice@x.org", "alice@x.org"})]
+    memory.record_destinations(scope(), [f"user-{n}" for n in range(MAX_PAYEES)])
+    assert len(memory.known_destinations(scope())) == MAX_PAYEES
+    assert frozenset({"Alice@x.org", "alice@x.org"}) not in memory.known_destinations(scope()).values()
 
 
 def test_each_thread_has_its_own_outputs() -> None:
@@ -160,7 +160,7 @@ def test_the_least_recently_used_thread_is_forgotten() -> None:
     memory, seen = ThreadMemory(), pinned((PAY,))
     for number in range(MAX_THREADS):
         memory.read_words(scope(f"t{number}"), seen)
-    memory.reached(scope("t0"), ["bob"])
+    memory.record_destinations(scope("t0"), ["bob"])
     memory.read_words(scope("new"), seen)
     assert [scope(name) in memory.words for name in ("t0", "t1", "new")] == [True, False, True]
-    assert memory.payees(scope("t0")) and isinstance(memory.words[scope("new")], TaskWords)
+    assert memory.known_destinations(scope("t0")) and isinstance(memory.words[scope("new")], TaskWords)
