@@ -35,9 +35,10 @@ def _lexer() -> str:
     spaced, unspaced = list[str](), list[str]()
     for kind, words in _LISTS.items():
         said = {language: "|".join(sorted(several, key=len, reverse=True)) for language, several in words.items()}
-        unspaced += [f"(?P<{kind}_>{said.pop(key)})" for key in ("zh", "signs") if key in said]
+        others = "|".join(said.pop(key) for key in ("zh", "signs") if key in said)
+        unspaced += [f"(?P<{kind}_>{others})"] if others else []
         spaced += [f"(?P<{kind}>{'|'.join(said.values())})".replace(r"\w", _SPACED)] if said else []
-    whole = rf"(?<!{_SPACED})(?:{'|'.join(spaced)})(?:(?<=['\u2019])|(?!{_SPACED}))"
+    whole = rf"(?<!{_SPACED})(?:{'|'.join(spaced)})(?:(?<=['\u2019])|(?!-?{_SPACED}))"
     return "|".join((whole, *unspaced))
 
 
@@ -54,7 +55,7 @@ def _grammar() -> dict[str, re.Pattern[str]]:
 _TOKEN: Final = lazy(_lexer(), re.IGNORECASE)
 _GRAMMAR: Final = _grammar()
 _BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"  # the first decides
-_BEHIND: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "remark"  # behind an order
+_BEHIND: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "aside"  # behind an order
 
 
 class Known(NamedTuple):
@@ -71,7 +72,8 @@ class _Part(NamedTuple):
     start: int
     end: int
     after_colon: bool
-    after_comma: bool  # or behind a stop
+    before: str  # the code of the edge before it
+    behind: str
 
 
 _Phase = Literal["start", "remark", "ordered", "aside"]  # a remark stands before an order, an aside behind it
@@ -85,12 +87,12 @@ def synonyms(verb: str) -> frozenset[str]:
 
 
 def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
-    """Yield the forms that verbs have in an order: "paying", "überweist"."""
+    """Yield the forms that verbs have in an order: "mind paying", "überweist"."""
     for verb in verbs:
         before, _, bare = verb.rpartition("-")  # "zu-weisen": "weise"
         yield from (before + bare, f"{before}zu{bare}")
         if language == "en":
-            yield from (f"{verb}ing", f"{verb[:-1]}ing", f"{verb}{verb[-1]}ing")
+            yield from (f"mind {said}ing" for said in (verb, verb[:-1], verb + verb[-1]))
         if language == "de":
             stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
             for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
@@ -102,26 +104,31 @@ def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -
     verb, _, rest = name.partition("_")
     fields = profile.trust if isinstance(profile.trust, dict) else ()
     words = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent, *fields)).lower()))
-    return (words | {f"{word}s" for word in words}) - {verb.lower()}
+    return words.union(f"{word}s" for word in words).union(word.removesuffix("s") for word in words) - {verb.lower()}
 
 
 def _read(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
     codes, spans = "", list[tuple[int, int]]()
     for match in _TOKEN.finditer(text):
-        kind, word = (match.lastgroup or "").removesuffix("_"), match[0].lower()
-        start, end = match.span()
-        if kind == "han" and text[start - 1 : end] in known.verbs and spans[-1:] == [(start - 1, start)]:
-            codes, start, word = codes[:-1], spans.pop()[0], text[start - 1 : end]
-        if kind in ("word", "read", "unit", "spare", "han"):
-            verb = word in known.verbs or _CLITIC.sub("", word) in known.verbs
-            kind = "verb" if verb else "noun" if word in known.nouns else kind
-        if kind == "han" and codes[-1:] == _CODES["verb"] and spans[-1] == (start - 1, start):
+        kind, (start, end) = (match.lastgroup or "").removesuffix("_"), match.span()
+        touches = kind == "han" and spans[-1:] == [(start - 1, start)]
+        if touches and text[start - 1 : end] in known.verbs:  # 关闭
+            codes, start = codes[:-1], spans.pop()[0]
+        kind = _known_kind(kind, text[start:end].lower(), known, after_request=codes[-1:] == _CODES["request"])
+        if touches and kind == "han" and codes[-1:] == _CODES["verb"]:
             codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
-        kind = "link" if kind == "away" and word in known.nouns else kind
         codes += _CODES[kind]
         spans.append((start, end))
     return codes, spans
+
+
+def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> str:
+    """Return the kind of a word, which the tools may change."""
+    if kind not in ("word", "read", "unit", "money", "spare", "han"):
+        return "link" if kind == "away" and word in known.nouns else kind
+    forms = (word, _CLITIC.sub("", word), f"mind {word}" if after_request else word)
+    return "verb" if any(form in known.verbs for form in forms) else "noun" if word in known.nouns else kind
 
 
 def _any(codes: str, *kinds: str) -> bool:
@@ -134,20 +141,22 @@ def says(kind: str, text: str, known: Known) -> bool:
     return _any(codes, kind) if kind in _CODES else _GRAMMAR[kind].search(codes) is not None
 
 
-def apart(text: str, known: Known) -> bool:
-    """Return True if a word like "and" stands between the values of two steps."""
-    return _GRAMMAR["apart"].search(_read(text, known)[0]) is not None
-
-
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
     codes, at, colon = _GRAMMAR["pair"].sub(_CODES["link"], codes), 0, False
     for edge in (*_GRAMMAR["edge"].finditer(codes), None):
         end = edge.start() if edge else len(codes)
-        if at < end:
-            comma = _any(codes[max(0, at - 1) : at], "comma", "stop")
-            yield _Part(codes[at:end], spans[at:end], spans[at][0], spans[end - 1][1], colon, comma)
-            colon = colon and _GRAMMAR["courtesy"].fullmatch(codes, at, end) is not None  # "pay: please, Anna 45"
-        colon, at = colon or (edge is not None and _any(edge[0], "colon")), end + 1
+        before, said, behind = codes[max(0, at - 1) : at], codes[at:end], codes[end : end + 1]
+        if said:
+            yield _Part(said, spans[at:end], spans[at][0], spans[end - 1][1], colon, before, behind)
+            colon = colon and _GRAMMAR["courtesy"].fullmatch(said) is not None  # "pay: please, Anna 45"
+        colon, at = colon or behind == _CODES["colon"], end + 1
+
+
+def _rule_of(part: _Part, phase: _Phase) -> str:
+    """Return the rule that a part follows, or "" if it may not stand here."""
+    rules = _BEHIND if phase in ("ordered", "aside") else _BEFORE
+    rule = next((each for each in rules if _follows(part, each)), "")
+    return "" if part.behind == _CODES["colon"] and (rule == "read" or _follows(part, "label")) else rule
 
 
 def _follows(part: _Part, rule: str) -> bool:
@@ -156,23 +165,34 @@ def _follows(part: _Part, rule: str) -> bool:
 
 def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     """Return the phase behind a part, or None if it may not stand there."""
-    remarks = rule != "" and not part.after_colon and not _any(part.codes, "bound")
-    says_more = _any(part.codes, "value", "that")
     match phase, rule:
         case ("start", "order" | "it" | "verb_alone"):
             return "ordered"
-        case ("remark" | "ordered", "order" | "it") if not part.after_colon:
-            return "ordered"
-        case ("ordered", "verb_alone") if not (part.after_colon or part.after_comma):
-            return "ordered"
         case ("start" | "ordered", "courtesy" | "before" | "given" | "more"):
             return phase
-        case ("start", "remark") | ("remark", _) if remarks:
+        case _ if part.after_colon or rule == "":
+            return None
+        case (_, "read"):
+            return phase
+        case ("remark" | "ordered", "order" | "it"):
+            return "ordered"
+        case ("ordered", "verb_alone") if not _any(part.before, "comma", "stop"):
+            return "ordered"
+        case ("start", "remark") | ("remark", _):
             return "remark"
-        case ("ordered", "remark") if remarks and not says_more and (part.after_comma or _any(part.codes[0], "reason")):
+        case ("ordered", "aside") if _any(part.before + part.codes[0], "comma", "stop", "reason"):
             return "aside"
-        case ("aside", _) if remarks and not says_more:
+        case ("aside", _) if not _any(part.codes, "value", "that"):
             return "aside"
+    return None
+
+
+def _text_starts(part: _Part, rule: str, phase: _Phase) -> int | None:
+    """Return where a part begins to dictate a text, or None."""
+    that = part.codes.find(_CODES["that"])
+    behind_order = phase == "ordered" and (part.after_colon or that == 0)
+    if behind_order or (rule == "text" and phase in ("start", "ordered")):
+        return part.end if rule == "more" else part.spans[0 if part.after_colon else that][0]
     return None
 
 
@@ -193,39 +213,33 @@ def unclear(
     if _any(codes, "question") and not _GRAMMAR["request"].fullmatch(codes):
         return "its sentence is a question"
     owners = [span for found in _GRAMMAR["owner"].finditer(codes) for span in spans[slice(*found.span())]]
-    own = [[each for each in value if _outside([owners], *each)] for value in own]
+    unsaid: Values = [[each for each in value if _outside([owners], *each)] for value in own]
+    values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
+    others = [last for first, last in values if _outside(own, first, last) == own]
     phase: _Phase = "start"
-    pointed = False  # "it" stands for the values
-    other = False  # the last verb does not order the step
+    pointed = False  # "it" stands for the values, and nothing else is said before it
+    mine = True  # the last verb orders the step
     for part in _parts(codes, spans):
-        ordered = phase in ("ordered", "aside")
-        rule = next((each for each in (_BEHIND if ordered else _BEFORE) if _GRAMMAR[each].fullmatch(part.codes)), "")
-        listed = other and part.after_colon  # "Compare: pay Anna 45"
+        rule = _rule_of(part, phase)
         if rule in ("text", "it", "read", "order", "verb_alone"):
-            other = rule == "read" or (known.verbs != frozenset() and not _follows(part, "own_verb"))
-        that = part.codes.find(_CODES["that"])
-        dictates = (rule == "text" and not listed) or (ordered and (part.after_colon or that == 0))
-        if known.told and dictates and phase in ("start", "ordered"):
-            begin = part.end if rule == "more" else part.spans[0 if part.after_colon else that][0]
-            own, texts = own if other else _outside(own, part.start, begin), _outside(texts, part.start, len(text))
-            phase = "ordered"
+            mine = rule != "read" and (not known.verbs or _follows(part, "own_verb"))
+        begin = _text_starts(part, rule, phase) if known.told else None
+        if begin is not None:
+            unsaid = _outside(unsaid, part.start, begin) if mine else unsaid
+            texts, phase = _outside(texts, part.start, len(text)), "ordered"
             break
-        if rule == "read" and not part.after_colon:
-            continue
-        untold = rule == "given" and not _any(codes, "verb")
-        if untold or (listed and (not ordered or (rule == "more" and _any(part.codes, "value")))):
-            rule = ""
         following = _next_phase(phase, rule, part)
         if following is None:
             return f"it is unclear what this means: {(shown or text)[part.start : part.end].strip()[:60]!r}"
         phase = following
-        if phase in ("start", "ordered"):
-            pointed = pointed or (rule == "it" and not other)
-            own = own if other or (strict and not _follows(part, "bare")) else _outside(own, part.start, part.end)
+        if rule != "read" and phase in ("start", "ordered"):
+            pointed = pointed or (rule == "it" and mine and min(others, default=part.start) >= part.start)
+            if mine and (not strict or _follows(part, "bare")):
+                unsaid = _outside(unsaid, part.start, part.end)
             texts = _outside(texts, part.start, part.end)
     if phase in ("start", "remark"):
         return "its sentence orders nothing"
-    return "no verb orders it" if (own or texts) and not pointed else None
+    return "no verb orders it" if (unsaid or texts) and not pointed else None
 
 
 def _outside(values: Values, start: int, end: int) -> Values:

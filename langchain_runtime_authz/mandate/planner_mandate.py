@@ -237,10 +237,8 @@ class _Check:
     ) -> Iterator[NeededValue]:
         verbs = _verbs(step.tool, profile) if profile.side_effect else frozenset()
         every = [(name, part) for name, whole in args.items() for part in model.parts_of(whole)]
-        rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
-        counted = partial(
-            NeededValue, counts=True, strict=profile.effect in RISKY, order=profile.side_effect, verbs=verbs
-        )
+        calcs = [part for _, part in every if isinstance(part, model.Calc)]
+        need = partial(NeededValue, strict=profile.effect in RISKY, order=profile.side_effect, verbs=verbs)
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             listed = as_list(as_mapping(self.schemas[step.tool].get(name)).get("enum"))
@@ -248,28 +246,24 @@ class _Check:
                 if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
-                yield NeededValue(
+                yield need(
                     name,
                     value,
                     dictated=name in profile.text,
                     ends=command and long,
-                    strict=profile.effect in RISKY,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
-                    rate=any(argument is rate for rate in rates),
-                    order=profile.side_effect,
+                    rate=any(argument is calc.of[0] and calc.op == "percent" for calc in calcs),
+                    calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),
                     hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,
-                    verbs=verbs,
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield NeededValue(
-                        f"{argument.step} {field}", value, shares=True, order=profile.side_effect, verbs=verbs
-                    )
+                    yield need(f"{argument.step} {field}", value, shares=True)
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
-                yield counted(" limit", argument.limit)
+                yield need(" limit", argument.limit, counts=True)
         if step.times > 1:
-            yield counted(" times", step.times)
+            yield need(" times", step.times, counts=True)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return the argument, with its position in the messages if there is only one."""

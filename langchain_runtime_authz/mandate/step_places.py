@@ -15,19 +15,12 @@ from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import singular, words_of
 from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, apart, changes_nothing, says, unclear
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
 _LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
-# The text between two choices of one argument, or the ends of a range: "from 45 to 90 EUR", "Anna or Bob".
-_JOINED: Final = re.compile(
-    r"(?:\s?(?:[A-Z]{3}|euros?|dollars?|[\u20ac$\u00a3]))?[\s,\"'\u201c\u201d\u201e\u00ab\u00bb]{0,8}"
-    r"(?:(?:and|or|to|until|till|through|und|oder|bis|y|o|a|hasta|et|ou|\u00e0|e|at\u00e9|[-\u2013\u2014~/\u3001]|\u548c|\u6216|\u5230|\u81f3)"
-    r"[\s\"'\u201c\u201e\u00ab]{0,8})?(?:[\u20ac$\u00a3]\s?)?",
-    re.IGNORECASE,
-)
 
 
 _SOURCE: Final = frozenset(("from", "source", "origin", "sender", "src"))  # words of an argument's name
@@ -46,6 +39,7 @@ class NeededValue(NamedTuple):
     shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
     joined: bool = False  # it must stand next to the other values of `owner`
     rate: bool = False  # a percentage
+    calculated: bool = False  # a number of another calculation, like "less 12"
     order: bool = False  # a sentence that orders must say it; what is forbidden in it is not looked for
     hit: bool = False  # it is whom or what a write or a message hits, so "it" may stand for it
     verbs: frozenset[str] = frozenset()  # of the step's orders
@@ -123,6 +117,8 @@ class Placing:
             placed = self._apart(here, _deed(step, profile))
             if placed is None:
                 why = "its values stand in the words once, and something else has that place"
+            elif not self._listed(placed, _deed(step, profile)):
+                why = "it shares a value with a step that stands elsewhere in the words"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
             elif (other := self._says(n, sentence, left)) is not None:
@@ -140,18 +136,14 @@ class Placing:
         needs = [claim.need for read in reads for claim in self.claims[read]]
         newest = self.words.newest
         anchors = [self._sentence(place) for need in needs for place in self._choices(need) if place.segment >= newest]
-        why = "the user's words order nothing"
-        for n, sentence in [*anchors, *self._newest()]:
-            if self.words.segments[n].text[slice(*self.words.segments[n].span(sentence))].strip():
-                doubt = self._doubt(n, sentence, verbs)
-                if doubt is None:
-                    return None
-                why = doubt
-        return why
+        sentences = [at for at in [*anchors, *self._newest()] if self._said(at).strip()]
+        doubts = [self._doubt(*at, verbs) for at in sentences]
+        return None if None in doubts else next(reversed(doubts), "the user's words order nothing")
 
     def order_to(self, verbs: Collection[str]) -> bool:
         """Return True if a sentence of the newest messages orders by one of `verbs`."""
-        return any(self._doubt(n, s, verbs, by_verb=True) is None for n, s in self._newest())
+        known = self.known._replace(verbs=verbs)
+        return any(says("verb", self._said(at), known) and self._doubt(*at, verbs) is None for at in self._newest())
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
         """Return step id → reason, for interleaved steps: "Bob 45 and Carol 3000"."""
@@ -160,19 +152,17 @@ class Placing:
         for i, (one, profile) in enumerate(orders):
             for two, other in orders[i + 1 :]:
                 unlike = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
-                if not unlike and self._run_together(hulls[one.id], hulls[two.id]):
+                shared = {c.place for c in self.claims[one.id]} & {c.place for c in self.claims[two.id]}
+                if not unlike and not shared and self._run_together(hulls[one.id], hulls[two.id]):
                     found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
                     found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
-        for step, profile in orders:
-            if self._passes_over_a_number(profile, self.claims[step.id]):
-                found.setdefault(step.id, "another number stands between its values")
         return found
 
     def _run_together(self, one: Place, two: Place) -> bool:
         """Return True if nothing like "and" parts two steps' values: "close T-1 for T-2"."""
         first, last = sorted((one, two))
         between = self._masked[first.segment][first.end : last.start]
-        return _overlap(one, two) or (first.segment == last.segment and not apart(between, self.known))
+        return _overlap(one, two) or (first.segment == last.segment and not says("apart", between, self.known))
 
     def quotes_more(self, step: str) -> bool:
         """Return True if a quotation that no step uses may be a step's text."""
@@ -187,8 +177,7 @@ class Placing:
 
     def names_more(self, step: str) -> bool:
         """Return True if a step's sentence has words that may mean what is read."""
-        sentences = {self._sentence(claim.place) for claim in self.claims[step]}
-        said = [self._masked[n][slice(*self.words.segments[n].span(sentence))] for n, sentence in sentences]
+        said = [self._said(at) for at in {self._sentence(claim.place) for claim in self.claims[step]}]
         return not said or any(says("thing", text, self.known) for text in said)
 
     def _choices(self, need: NeededValue) -> list[Place]:
@@ -216,12 +205,14 @@ class Placing:
     def _sentence(self, place: Place) -> tuple[int, int]:
         return place.segment, self.words.segments[place.segment].sentence(place.start)
 
+    def _said(self, at: tuple[int, int]) -> str:
+        """Return the sentence at a position, with signs for values and quotations."""
+        return self._masked[at[0]][slice(*self.words.segments[at[0]].span(at[1]))]
+
     def _inside(self, need: NeededValue, place: Place, n: int, sentence: int) -> bool:
-        if place.segment != n:
-            return False
         start, end = self.words.segments[n].span(sentence)
         # A dictated text may have several sentences, and may follow the sentence that orders to send it.
-        return start <= place.start and (need.dictated or place.end <= end)
+        return place.segment == n and start <= place.start and (need.dictated or place.end <= end)
 
     def _again(self, need: NeededValue, found: Sequence[Place]) -> list[Place]:
         """Return where "it" stands for a value that the same sentence says before."""
@@ -232,15 +223,7 @@ class Placing:
         segments = self.words.segments
         return [(n, s) for n in range(self.words.newest, len(segments)) for s in range(len(segments[n].starts))]
 
-    def _doubt(
-        self,
-        n: int,
-        sentence: int,
-        verbs: Collection[str],
-        placed: Sequence[BackedPlace] = (),
-        *,
-        by_verb: bool = False,
-    ) -> str | None:
+    def _doubt(self, n: int, sentence: int, verbs: Collection[str], placed: Sequence[BackedPlace] = ()) -> str | None:
         """Return why a sentence may not order a step, or None.
 
         The lines of a list count with what is before them. "It's T-5. Close it" counts as one sentence.
@@ -252,16 +235,11 @@ class Placing:
         for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
-                own, texts = (
-                    [[(a - start, b - start) for _, a, b in self._sites(c)] for c in placed if c.need.dictated == text]
-                    for text in (False, True)
-                )
+                sites = [(c.need, [(a - start, b - start) for _, a, b in self._sites(c)]) for c in placed]
+                own = [spans for need, spans in sites if not (need.dictated or need.calculated)]
+                texts = [spans for need, spans in sites if need.dictated]
                 said = self._masked[n][start:end]
                 doubt = unclear(said, own, known, segment.text[start:end], texts, strict=strict)
-                if doubt is None and by_verb and not says("verb", said, known):
-                    doubt = "its verb is not said"
-                if doubt is None and says("amend", said, known) and strict:
-                    doubt = "it may replace what was ordered before"
                 if doubt is None:
                     return self._changed((n, first), (n, last))
                 why = why or doubt
@@ -271,11 +249,10 @@ class Placing:
     def _others(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Sentences that may change an order before them; and one behind them."""
         later, earlier = [], []
-        for n, s in self._newest():
-            said = self._masked[n][slice(*self.words.segments[n].span(s))]
-            if not changes_nothing(said, self.known):
-                later.append((n, s))
-                earlier += [(n, s)] if says("bound", said, self.known) else []
+        for at in self._newest():
+            if not changes_nothing(self._said(at), self.known):
+                later.append(at)
+                earlier += [at] if says("warning", self._said(at), self.known) else []
         return later, earlier
 
     def _changed(self, first: tuple[int, int], last: tuple[int, int]) -> str | None:
@@ -293,33 +270,56 @@ class Placing:
     def _apart(self, inside: Sequence[tuple[NeededValue, list[Place]]], deed: str) -> list[BackedPlace] | None:
         """Claim a position for each need, close together; None if a need has none."""
         placed: list[BackedPlace] = []
+        others = [c for claims in self.claims.values() for c in claims if c.deed not in ("", deed)]
+        used = {c.place for c in others}
         for need, found in inside:
             near = placed[0].place if placed else found[0]
-            for place in sorted(found, key=lambda p: abs(p.start - near.start)):
-                if not self._taken(place, deed, need, placed):
-                    placed.append(BackedPlace(place, deed, need))
-                    break
-            else:
+            alone = need.strict or need.dictated or need.counts  # other steps of one tool may share a value
+            taken = [c for c in others if alone or c.need != need]
+            taken += [c for c in placed if not (c.need.shares and c.need.owner == need.owner)]
+            free = [place for place in found if not any(_overlap(place, c.place) for c in taken)]
+            if not free:
                 return None
+            place = min(free, key=lambda p: (p in used, abs(p.start - near.start)))
+            placed.append(BackedPlace(place, deed, need))
         return placed
 
-    def _taken(self, place: Place, deed: str, need: NeededValue, placed: Sequence[BackedPlace]) -> bool:
-        others = (c for several in self.claims.values() for c in several if c.deed not in ("", deed))
-        own = (c for c in placed if not (c.need.shares and c.need.owner == need.owner))
-        return any(_overlap(place, c.place) for several in (others, own) for c in several)
+    def _listed(self, placed: Sequence[BackedPlace], deed: str) -> bool:
+        """Return True unless a value is shared outside a list of others."""
+        mine = {c.place for c in placed}
+        for claims in reversed(self.claims.values()):
+            others = {c.place for c in claims if c.deed not in ("", deed)}
+            if shared := mine & others:
+                first, last = sorted(span_of_places(places - shared or places) for places in (mine, others))
+                one_each = len(mine) == len(others) == len(shared) + 1
+                return (
+                    one_each
+                    and self._parts(first.segment, first.end, last.start)
+                    and not any(map(self._in_list, shared))
+                )
+        return True
+
+    def _in_list(self, place: Place) -> bool:
+        n, start, end = place
+        said = self._masked[n]
+        return self._parts(n, said.rfind(VALUE, 0, start) + 1, start) or self._parts(n, end, said.find(VALUE, end))
+
+    def _parts(self, n: int, start: int, end: int) -> bool:
+        """Return True if a text only parts two values of a list."""
+        return 0 < end - start < _SHOWN and says("listed", self._masked[n][start:end], self.known)
 
     def _joined(self, placed: Sequence[BackedPlace]) -> bool:
         for owner in {c.need.owner for c in placed if c.need.joined}:
             places = sorted(c.place for c in placed if c.need.owner == owner)
             end = places[0].end
             for n, start, last in places[1:]:
-                if start > end and not _JOINED.fullmatch(self.words.segments[n].text, end, start):
+                if start > end and not says("joined", self._masked[n][end:start], self.known):
                     return False
                 end = max(end, last)
         return True
 
     def _says(self, n: int, sentence: int, choices: Iterable[str]) -> str | None:
-        said = self._masked[n][slice(*self.words.segments[n].span(sentence))]
+        said = self._said((n, sentence))
         return next((c for c in choices if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", said, re.IGNORECASE)), None)
 
     def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
@@ -338,15 +338,6 @@ class Placing:
                 return owner
         return None
 
-    def _passes_over_a_number(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> bool:
-        if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
-            return False
-        n, first, last = span_of_places([c.place for c in placed if not c.need.dictated])
-        tokens = self.words.segments[n].tokens
-        numbers = [Place(n, *span) for form, spans in tokens.items() if form.startswith("num:") for span in spans]
-        inside = [p for p in numbers if first <= p.start and p.end <= last]
-        return not all(any(_overlap(p, c.place) for c in placed) for p in inside)
-
     def _unsaid(self, need: NeededValue) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
         forbidden = not (need.counts or need.order) and self._places(need)[1]
@@ -359,7 +350,7 @@ def _deed(step: Step, profile: ToolProfile) -> str:
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 
-def span_of_places(places: Sequence[Place]) -> Place:
+def span_of_places(places: Collection[Place]) -> Place:
     """Return the span from the first to the last place, in the last place's segment."""
     n = max(places).segment
     return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))

@@ -34,8 +34,8 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
     """A list of doubtful phrases let 88 of the first 176 wrong steps run, and 203 of the 226 right ones."""
     wrong = [row["text"] for row in ROWS if any(unasked(row)[len(row["steps"]) :])]
     right = [run for row in ROWS if not row["wrong"] for run in unasked(row)]
-    assert len(wrong) <= 20, wrong
-    assert (sum(right) >= 384, len(right)) == (True, 491)
+    assert len(wrong) <= 4, wrong
+    assert (sum(right) >= 435, len(right)) == (True, 551)
 
 
 def test_the_examples_of_the_grammar_follow_their_rules() -> None:
@@ -59,6 +59,8 @@ def test_the_examples_of_the_grammar_follow_their_rules() -> None:
     ("Rent is due, pay V", True), ("Pay V 4 boxes of 4", True), ("Pay V 4 a week", False), ("Pay V, so the letter", False), ("Pay the rest of V", False),
     ("Undo the pay of V", False), ("Wire V and pay 4", False), ("Avoid V", False), ("Pay the man behind V", False), ("Tell Anna that I pay V", False),
     ("V was paid", False), ("Pay V?", False), ("Can you pay V?", True), ("Never pay V", False), ("Pay V, V said", False),
+    ("Pay > V", False), ("Pay V 🤡", False), ("Paying V", False), ("Pay: V", False), ("For Tom: pay V", False),
+    ("Pay for $V", False), ("Pay minus V", False), ("Pay the timer in V", False), ("Pay V, I take it back", False), ("V is due, pay it", True),
 ])  # fmt: skip
 def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
     said = text.replace("V", "\ue000").replace(" 4", " \ue000")
@@ -67,6 +69,7 @@ def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
 
 @pytest.mark.parametrize(("text", "nothing"), [
     ("Thanks!", True), ("I got sick.", True), ("How are you?", True), ("Pay \ue000.", True), ("Kidding!", False), ("Stop it!", False), ("Make it \ue000.", False), ("The boss said so.", False),
+    ("Really?", False), ("I take it back.", False), ("Check it with Tom.", False), ("Thanks 🙏", True), ("Thanks 🙄", False),
 ])  # fmt: skip
 def test_a_sentence_changes_nothing(text: str, nothing: bool) -> None:
     assert changes_nothing(text, Known(verbs={"pay"})) is nothing

@@ -566,7 +566,6 @@ def test_a_read_may_use_values_of_earlier_messages() -> None:
 
 @pytest.mark.parametrize(("text", "tool", "confirmed"), [
     ("Great! Set it now.", "set", False), ("Then close it", "set", True), ('Close it: "set"', "set", True), ("Close it, the set-up is bad", "set", True),
-    ("Close it. Shall I set it?", "set", True), ("Set it. No, stop. Close it.", "set", True),
     ("Book it", "book", True), ("Remove it", "remove", True),
 ])
 def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, confirmed: bool) -> None:
@@ -577,7 +576,7 @@ def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, co
 
 
 @pytest.mark.parametrize(("text", "kept"), [
-    ("Ok, commit it.", True), ("Please stop it. Show me the diff.", False),
+    ("Ok, commit it.", True), ("Please stop it. Show me the diff.", False), ("Stop it. Shall I commit it?", False), ("Commit it. No, wait. Stop it.", False),
 ])
 def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, kept: bool) -> None:
     profile = ToolProfile(effect="write", sink="internal", intent=("commit", "stop", "in {where} save", "i want to commit"))
