@@ -107,7 +107,7 @@ def test_the_auditor_reads_it(tmp_path: Path, key: Path) -> None:
 def test_a_name_that_a_model_invented_is_sealed(tmp_path: Path, ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is free text. In the clear twin and for the auditor it stands; the name of a tool that exists always does."""
     if ledger == "fails":
-        monkeypatch.setattr(decide_calls, "_look_up", lambda *_: 1 / 0)
+        monkeypatch.setattr(decide_calls, "_load_facts", lambda *_: 1 / 0)
     invented, log, clear = "alice-has-debts", tmp_path / "sealed.jsonl", tmp_path / "clear.jsonl"
     for sink in (FileSink(log, seal_to=PUBLIC), FileSink(clear, content=True)):
         authz = RuntimeAuthz(audit=sink, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read")})
