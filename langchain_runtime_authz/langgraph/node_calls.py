@@ -33,7 +33,7 @@ from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, denial_of, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
-from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
+from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay

@@ -26,8 +26,16 @@ from langchain_runtime_authz.langgraph.private_api import ToolNode, config_param
 from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import UndecidedCall, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, ArrivedCall, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_facts import GuardsInPlace, ToolGuard, guard_of, is_guarded
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Profiles, functions_held
+from langchain_runtime_authz.langgraph.tool_lookup import (
+    GUARDED,
+    IN_PLACE,
+    GuardsInPlace,
+    Profiles,
+    ToolGuard,
+    functions_held,
+    guard_of,
+    is_guarded,
+)
 from langchain_runtime_authz.pep.run import adrive, drive
 
 # Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.

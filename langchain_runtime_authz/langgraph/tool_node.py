@@ -24,9 +24,8 @@ from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
-from langchain_runtime_authz.langgraph.tool_facts import is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 

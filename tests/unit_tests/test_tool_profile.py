@@ -15,8 +15,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.langgraph import tool_lookup
 from langchain_runtime_authz.langgraph.declared_effects import declared_tool
-from langchain_runtime_authz.langgraph.tool_facts import facts_of
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, digest_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, digest_of, facts_of
 from langchain_runtime_authz.tool_profile import (
     EFFECTS,
     METADATA_KEY,
