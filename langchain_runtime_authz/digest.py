@@ -15,12 +15,12 @@ import enum
 import hashlib
 import json
 import math
-import pathlib
 import re
 import types
-import uuid
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from typing import Any, Final, cast
+from uuid import UUID
 
 import rfc8785
 from pydantic import BaseModel
@@ -36,16 +36,7 @@ MAX_STRING: Final = 4096  # characters; a request has digest and length of a lon
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Types whose `repr` holds the whole value.
-_EXACT_REPR: Final = (
-    bool,
-    float,
-    complex,
-    decimal.Decimal,
-    uuid.UUID,
-    pathlib.PurePath,
-    datetime.timedelta,
-    datetime.tzinfo,
-)
+_EXACT_REPR: Final = (bool, float, complex, decimal.Decimal, UUID, PurePath, datetime.timedelta, datetime.tzinfo)
 
 
 def parse_object(data: str | bytes) -> dict[str, Any]:
@@ -196,7 +187,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
         return _project(value.isoformat(), depth + 1, left)
     if isinstance(value, decimal.Decimal) and value.is_finite():
         return str(value)
-    if isinstance(value, uuid.UUID | pathlib.PurePath):
+    if isinstance(value, UUID | PurePath):
         return _project(str(value), depth + 1, left)
     # Use the value of a scalar's subclass, not its own `__str__`.
     for kind, plain in _PLAIN_FORMS:

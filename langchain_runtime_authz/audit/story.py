@@ -231,12 +231,9 @@ def _add(story: Story, step: Event) -> None:
     record, detail, lane = step.record, step.detail, step.lane
     story.counts[step.kind] += 1
     story.lanes.setdefault(lane, "")
-    facts = {
-        "thread": safe_text(lane.thread),
-        "graph": safe_text(_at(record, "scope", "graph")),
-        "subject": step.subject,
-    }
-    for name, value in {**facts, "policy": safe_text(record.get("policy_revision"))}.items():
+    facts = {"thread": safe_text(lane.thread), "graph": safe_text(_at(record, "scope", "graph"))}
+    facts |= {"subject": step.subject, "policy": safe_text(record.get("policy_revision"))}
+    for name, value in facts.items():
         if value and len(known := story.facts.setdefault(name, {})) <= _LISTED:
             known[value] = None
     if step.to is not None:

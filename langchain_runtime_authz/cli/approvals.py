@@ -110,9 +110,8 @@ def _signed(
         wanted = f"{who.approvers} must hold a JSON object, `user:<name>` to JWK set"
         raise ConfigError(f"{wanted}: {unreadable(exc)}") from exc
     with store.opened() as ledger:
-        authz = RuntimeAuthz(
-            ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=checked_log(audit, tenant)
-        )
+        log = checked_log(audit, tenant)
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log)
         signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
         about: dict[str, Any] = {"verdict": verdict, "question": authz.question(id), "message": message}
         yield authz, sign_statement(signer, approver=f"user:{who.person}", jti=secrets.token_hex(16), **about)

@@ -69,14 +69,12 @@ class LogOptions(NamedTuple):
         if not told.total:
             known = list(dict.fromkeys(s.lane.thread for s in self.story(lambda s: bool(s.lane.thread)).steps))
             names = ", ".join(safe_text(t, 40) for t in known[:5])
-            wanted = (
-                f"the thread `{safe_text(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
-            )
+            other = f"the thread `{safe_text(thread)}`; it has {len(known)} threads: {names}"
+            wanted = other if known else "any thread"
             raise ConfigError(f"{self.log.name} has no record of {wanted}")
         chain = verify_log(self.log)
-        whole = (
-            f"whole{' since a file was moved' if chain.moved else ''}, {chain.records} records, head {chain.head[:16]}"
-        )
+        since = " since a file was moved" if chain.moved else ""
+        whole = f"whole{since}, {chain.records} records, head {chain.head[:16]}"
         told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at {chain.where}: {chain.error}'}")
         return told
 

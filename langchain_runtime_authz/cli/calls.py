@@ -40,10 +40,8 @@ def list_(store: LedgerOptions, tenant: Of = None) -> Printout:
     note_full(several)
     text = []
     for call in found:
-        text += [
-            call["call"],
-            f"  {one_line(str(call['tool']))} at {call['permitted_at']}, for {one_line(call['subject'])}",
-        ]
+        text.append(call["call"])
+        text.append(f"  {one_line(str(call['tool']))} at {call['permitted_at']}, for {one_line(call['subject'])}")
         place = f"{one_line(call['tenant'])}: {one_line(call['graph'])}/{one_line(call['thread'])}"
         failed = ", failed" if call["failed"] else ""
         text.append(f"  {place}, idempotency key {call['idempotency_key']}{failed}")

@@ -74,10 +74,8 @@ def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, targ
             raise ConfigError(f"the ledger knows no thread {of}")
         if path[1:] and path[-1] not in {edge.to for edge in known.edges}:
             echo(f"note: this thread has had no agent {path[-1]!r} so far", err=True)
-        issuer = LocalIssuer(issuer=target.issuer)
-        authz = RuntimeAuthz(
-            ledger=ledger, tenant=target.tenant, issuer=issuer, audit=checked_log(target.audit, target.tenant)
-        )
+        issuer, log = LocalIssuer(issuer=target.issuer), checked_log(target.audit, target.tenant)
+        authz = RuntimeAuthz(ledger=ledger, tenant=target.tenant, issuer=issuer, audit=log)
         change = authz.revoke if event == "revoked" else authz.reinstate
         change(target.thread, graph=target.graph, agent=path, by=target.by, reason=target.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}

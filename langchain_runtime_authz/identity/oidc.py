@@ -32,14 +32,7 @@ from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algori
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY
-from langchain_runtime_authz.identity.providers import (
-    PAYLOAD_TYPE,
-    PROVIDERS,
-    Provider,
-    header_type,
-    name_of,
-    shown_claim,
-)
+from langchain_runtime_authz.identity.providers import PAYLOAD_TYPE, PROVIDERS, Provider, name_of, shown_claim, typ_of
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
@@ -138,7 +131,7 @@ class OidcVerifier:
         events = claims.get("events")
         subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
         token_id = name_of(claims.get(claim.TOKEN_ID))
-        if header_type(header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
+        if typ_of(header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
             raise refusal("expected a logout token")
         if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or (subject, session) == (None, None):
             raise refusal("expected a logout token with a session or a subject")
@@ -187,7 +180,7 @@ class OidcVerifier:
             wrong = (
                 f"expected an access token with `aud` {self._audience}, found {shown_claim(claims.get(claim.AUDIENCE))}"
             )
-        elif wrong and self.client_id is not None and header_type(header) in OF_ID and not OF_ACCESS & claims.keys():
+        elif wrong and self.client_id is not None and typ_of(header) in OF_ID and not OF_ACCESS & claims.keys():
             other = self._other_client(claims, self.client_id)
             wrong = None if other is None else f"{other}; {wrong}"
         if wrong is not None:

@@ -36,7 +36,7 @@ class Provider:
 
     def mismatch(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> str | None:
         """Return why a token is not an access token of this provider; `None` if it is."""
-        typ = header_type(header)
+        typ = typ_of(header)
         if typ not in self.types:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
             return self._expected(f"the header's `typ` {wanted}", shown_claim(header.get("typ")))
@@ -78,7 +78,7 @@ PROVIDERS: Final = {
 }
 
 
-def header_type(header: Mapping[str, Any]) -> str | None:
+def typ_of(header: Mapping[str, Any]) -> str | None:
     """Return lower-case `typ` without `application/`; '' if absent, `None` if no text."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None

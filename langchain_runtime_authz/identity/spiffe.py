@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algori
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refusal
-from langchain_runtime_authz.identity.providers import header_type, shown_claim
+from langchain_runtime_authz.identity.providers import shown_claim, typ_of
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 if TYPE_CHECKING:  # `spiffe` loads gRPC
@@ -285,7 +285,7 @@ class SvidVerifier:
         Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` without the domain's bundle.
         """
         jws = parse_jws(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
-        if header_type(jws.header) not in TYPES:
+        if typ_of(jws.header) not in TYPES:
             raise refusal(f"expected the header's `typ` JWT, JOSE or none, found {shown_claim(jws.header.get('typ'))}")
         workload = jws.claims.get(claim.SUBJECT)
         domain = trust_domain_of(workload)

@@ -39,10 +39,8 @@ from langchain_runtime_authz.langgraph.tool_lookup import (
 from langchain_runtime_authz.pep.run import adrive, drive
 
 # Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.
-_FORMS: Final = (
-    "__call__",
-    *(a + form for form in ("batch", "batch_as_completed", "stream", "transform") for a in ("", "a")),
-)
+_BATCHED: Final = ("batch", "batch_as_completed", "stream", "transform")
+_FORMS: Final = ("__call__", *_BATCHED, *(f"a{form}" for form in _BATCHED))
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:

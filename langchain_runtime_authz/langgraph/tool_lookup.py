@@ -1,6 +1,6 @@
 """Look up a tool's profile, which is declared and pinned to the tool's digest.
 
-A tool without such a profile is unprofiled.
+A tool without such a profile is unprofiled. A guard keeps the profile until the tool changes.
 """
 
 from __future__ import annotations

@@ -69,9 +69,8 @@ def decide_step(
         changes = list(extra(decision)) if extra is not None and permit else []
         changes += _obliged(run, decision) if decision.obligations else []
         if not permit:
-            changes.append(
-                RecordStep(denials=int(decision_log.counts_against_agent(decision)), recent=f"deny:{action}")
-            )
+            counts = decision_log.counts_against_agent(decision)
+            changes.append(RecordStep(denials=int(counts), recent=f"deny:{action}"))
         if changes:
             try:
                 done = yield (Commit, run.scope, run.guard if permit else None, changes)

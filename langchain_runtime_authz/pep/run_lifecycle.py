@@ -29,17 +29,7 @@ from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import (
-    ATTEMPTS,
-    Commit,
-    Engine,
-    EntryState,
-    Flow,
-    Load,
-    Perform,
-    Run,
-    new_id,
-)
+from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, EntryState, Flow, Load, Perform, Run, new_id
 from langchain_runtime_authz.pep.thread_memory import earlier_texts, newest_turn
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span

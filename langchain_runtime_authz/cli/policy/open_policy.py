@@ -270,9 +270,8 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
         raise policy_error(f"{PROJECT}: `shipped: false` needs policies in cedar/")
-    sample, schema = (
-        (shipped_file("cedar") / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema")
-    )
+    names = ("runtime_authz.cedar", "runtime_authz.cedarschema")
+    sample, schema = ((shipped_file("cedar") / name).read_text("utf-8") for name in names)
     texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
     table = strict_json((shipped_file("cedar") / OBLIGATIONS).read_bytes()) if shipped else {}
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}

@@ -50,10 +50,8 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     if not isinstance(graph, private.Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     held = list(object_graph.reached_objects(graph, deep=True))
-    found, tools = (
-        [v for v in held if isinstance(v, object_graph.FoundGraph)],
-        [v for v in held if isinstance(v, BaseTool)],
-    )
+    found = [v for v in held if isinstance(v, object_graph.FoundGraph)]
+    tools = [v for v in held if isinstance(v, BaseTool)]
     nodes = [node.bound for f in found for node in f.graph.nodes.values()]
     bound = [t for node in nodes if isinstance(node, private.ToolNode) for t in node.tools_by_name.values()]
     look = _Look(
