@@ -204,7 +204,7 @@ class _Look:
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
             ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
-            listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
+            listed = any(getattr(o, "_root_entry", None) is self.protection.root_entry for o in ours)
             hooked = bool(gated) and self.hooked  # the backstop needs an enforcement point around the call
             layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
             yield Part("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
