@@ -179,17 +179,17 @@ class FileSink(_Shown):
                     self._open()
                     _flock(self._fd)
                     try:
-                        if not self._named():  # another writer closed the file while we waited for its lock
-                            continue
-                        self._catch_up()
-                        self._continue()
-                        if record is None:
-                            return
-                        if not self._rotate():
-                            self._append(record)
-                            return
+                        if self._named():  # else another writer closed the file, or it was moved away
+                            self._catch_up()
+                            self._continue()
+                            if record is None:
+                                return
+                            if not self._rotate():
+                                self._append(record)
+                                return
                     finally:
                         fcntl.flock(self._fd, fcntl.LOCK_UN)
+                    self._close()
         except PermissionError:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: {_owned(self.path)}") from None
         except (OSError, ValueError, TypeError, RecursionError) as exc:
@@ -199,9 +199,7 @@ class FileSink(_Shown):
 
     def _open(self) -> None:
         if self._fd >= 0:
-            if self._named():
-                return
-            self._close()
+            return
         self.path = Path(os.path.realpath(self._given))
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         opened = os.fstat(self._fd)
@@ -218,7 +216,7 @@ class FileSink(_Shown):
 
     def _named(self) -> bool:
         try:
-            found = os.stat(self._given)  # noqa: PTH116  (each record asks twice)
+            found = os.stat(self._given)  # noqa: PTH116  (each record asks)
             return self._file is not None and os.path.samestat(found, self._file)
         except FileNotFoundError:
             return False

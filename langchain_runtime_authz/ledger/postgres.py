@@ -50,7 +50,7 @@ _NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
 _SETTINGS: Final = (
     "SELECT set_config('role', ?, {local}), set_config('search_path', ?, {local}),"
     " set_config('runtime_authz.tenant', ?, {local}), set_config('statement_timeout', ?, {local}),"
-    " set_config('lock_timeout', ?, {local}),"
+    " set_config('lock_timeout', ?, {local}), set_config('plan_cache_mode', 'force_generic_plan', {local}),"
     # A commit must be on the disk when it returns, whatever the server's default, because the call runs next.
     " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), {local})"
 )
@@ -191,6 +191,7 @@ class PostgresLedger(SqlLedger):
             "connect_timeout": max(2, int(self._timeout)),
             "tcp_user_timeout": int(self._timeout * 1000),
             "fallback_application_name": "runtime-authz",
+            "prepare_threshold": 0,  # the ledger repeats few statements, which take longer to plan than to run
         }
         dsn, wait, size = cast("str", self._dsn), self._timeout, self._max_size
         made: Any = {"connection_class": _Connection, "configure": self._bound, "check": _alive, "timeout": wait}

@@ -51,6 +51,7 @@ def decide_step(
     now = started / 1e9
     try:
         snapshot: Snapshot = known or (yield (Load, run.scope, Query(jti=run.jti, agent=run.agent)))
+        run.local.looked = time.monotonic(), snapshot
         now, lease = snapshot.now, snapshot.lease
         if lease is not None and lease.expires_at - now < run.engine.lease_ttl / 2:
             yield from renew_lease(run, snapshot)
@@ -204,8 +205,10 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
         "tools_digest": digest({"tools": sorted(call.tools), "provider_tools": sorted(call.provider_tools)}),
     }
     resource = {"type": "model", "id": call.model, "properties": properties}
+    when, snapshot = run.local.looked
+    known = snapshot if first and time.monotonic() - when < JUST_NOW else None
     prompt = {"model": call.model, "digest": call.prompt}
-    step = decide_step(run, MODEL, resource, prompt=prompt, keep=keep)
+    step = decide_step(run, MODEL, resource, prompt=prompt, keep=keep, known=known)
     return (yield from (step if permit is None else if_alive(run, permit, step)))
 
 

@@ -151,12 +151,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         observe_ledger(self.ledger, self.tenant)
-        audit = self.audit
+        audit, ledger = self.audit, self.ledger
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
-        ledger, writes = self.ledger, getattr(audit, "waits", False)
-        memory, waits = type(ledger) is MemoryLedger, getattr(ledger, "waits", False)
-        quick, kept = self.evaluator.in_process, isinstance(audit, MemorySink)
+        writes, waits = getattr(audit, "waits", False), getattr(ledger, "waits", False)
+        memory, quick, kept = type(ledger) is MemoryLedger, self.evaluator.in_process, isinstance(audit, MemorySink)
         own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: kept})
         # Only the async methods of `BlockingLedger` just call the blocking ones. Any other async method is awaited.
         forms = {Load: "aload", Commit: "acommit", Status: "astatus"} if waits else {}
@@ -271,6 +270,7 @@ class LocalState:
     answered: dict[object, tuple[set[str], set[str]]] = field(default_factory=dict)
     spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
     permits: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
+    looked: tuple[float, Any] = (0.0, None)  # when (monotonic seconds) a step loaded its snapshot, and the snapshot
     key_prefix: str = ""  # beginning of the ledger keys of the run's calls
     idempotency_prefix: str = ""  # beginning of the idempotency keys of the run's calls
     run_json: tuple[Any, ...] = ()  # JSON of subject, agent and grant
