@@ -26,7 +26,7 @@ PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"acco
 
 
 SQLITE, POSTGRES = 5, 6  # statements of one more turn
-INVOKE = 10  # and of an invoke with SQLite
+INVOKE = 9  # and of an invoke with SQLite
 
 
 @contextmanager
