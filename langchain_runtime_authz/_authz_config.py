@@ -49,7 +49,7 @@ class TaskSources:
 
 
 @runtime_checkable
-class Revised(Protocol):
+class PolicyBundlePDP(Protocol):
     """A PDP whose policy contains profiles and grants."""
 
     @property
@@ -64,7 +64,7 @@ def wrapped_pdps(pdp: PDP) -> list[PDP]:
     return [pdp, *(found for inner in getattr(pdp, "wrapped_pdps", ()) for found in wrapped_pdps(inner))]
 
 
-def resolve_grant(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
+def resolve_grant(grant: Grant | str | None, policy: PolicyBundlePDP | None) -> Grant | None:
     """Return `grant`; look up a name in `policy`. Raises `ConfigError` if unknown."""
     if grant is None or isinstance(grant, Grant):
         return grant

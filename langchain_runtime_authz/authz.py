@@ -178,7 +178,7 @@ class RuntimeAuthz(Threads):
         ):
             of_kind(name, given, kind, wanted)
         parts.refuse_older(self.ledger, self.audit, tenant)
-        brings = [one for one in parts.wrapped_pdps(pdp) if isinstance(one, parts.Revised)]
+        brings = [one for one in parts.wrapped_pdps(pdp) if isinstance(one, parts.PolicyBundlePDP)]
         if len(brings) > 1 and profiles is None:
             raise ConfigError(
                 "several policies of the `pdp` bring profiles and grants; give the profiles that count as `profiles=`"

@@ -58,12 +58,12 @@ def echo(text: str, *, err: bool = False) -> None:
     typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
-def moment(at: float) -> str:
+def iso_time(at: float) -> str:
     """Return epoch seconds as an ISO 8601 time in UTC."""
     return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
 
 
-def seconds_of(text: str, zone: dt.tzinfo = dt.UTC) -> float:
+def parse_time(text: str, zone: dt.tzinfo = dt.UTC) -> float:
     """Return epoch seconds of an ISO 8601 time, in `zone` if it names none."""
     try:
         at = dt.datetime.fromisoformat(text)
@@ -77,7 +77,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
     return [f"{name:<8} {value}" for name, value in document.items() if value is not None]
 
 
-def scalar(text: str) -> str:
+def yaml_scalar(text: str) -> str:
     """Return a text as a YAML scalar, in quotes if YAML needs them."""
     import yaml
 
@@ -87,13 +87,13 @@ def scalar(text: str) -> str:
     return quoted.rstrip("\n")
 
 
-def flow(value: Any) -> str:
+def yaml_flow(value: Any) -> str:
     """Return a value as YAML on one line, even if its texts have line breaks."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{scalar(k)}: {flow(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{yaml_scalar(k)}: {yaml_flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(flow(v) for v in value) + "]"
-    return scalar(value) if isinstance(value, str) else json.dumps(value)
+        return "[" + ", ".join(yaml_flow(v) for v in value) + "]"
+    return yaml_scalar(value) if isinstance(value, str) else json.dumps(value)
 
 
 class _Group(TyperGroup):

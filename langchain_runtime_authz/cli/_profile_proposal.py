@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_runtime_authz.cli._app import flow, scalar
+from langchain_runtime_authz.cli._app import yaml_flow, yaml_scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 from langchain_runtime_authz.mandate.step_places import RISKY
@@ -46,15 +46,15 @@ class Proposal:
 
     def yaml(self) -> str:
         """Return the tool's entry for a profile file, with `draft: true`."""
-        lines = [f"  {scalar(self.name)}:", "    draft: true  # reviewed? remove this line"]
+        lines = [f"  {yaml_scalar(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
-            lines.append(f"    {fact}: {flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
+            lines.append(f"    {fact}: {yaml_flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
             lines += [
-                f"    # {fact}: {flow(d.value)}  # DOUBT: or this, {d.why}" for d in self.doubts if d.fact == fact
+                f"    # {fact}: {yaml_flow(d.value)}  # DOUBT: or this, {d.why}" for d in self.doubts if d.fact == fact
             ]
         new = (d for d in self.doubts if d.fact not in self.facts)
-        lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in new]
+        lines += [f"    # {d.fact}: {yaml_flow(d.value)}  # DOUBT: {d.why}" for d in new]
         if self.unknown:
             lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.unknown)}")
         return "\n".join(lines)

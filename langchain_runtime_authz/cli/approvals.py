@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import labelled, one_line
-from langchain_runtime_authz.cli._app import App, Printout, moment
+from langchain_runtime_authz.cli._app import App, Printout, iso_time
 from langchain_runtime_authz.cli._ledger_options import Audit, LedgerOptions, Tenant, checked_log, note_full
 from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.errors import ConfigError, unreadable
@@ -53,7 +53,7 @@ def list_(store: LedgerOptions, tenant: Tenant = "default") -> Printout:
         own = {"expires_at": asked.expires_at or None, "approvers": list(asked.approvers)}
         place = {"graph": scope.graph, "thread": scope.thread}
         rows.append({**{name: getattr(asked, name) for name in names}, **place, **own})
-        until = moment(asked.expires_at) if asked.expires_at else "it is answered"
+        until = iso_time(asked.expires_at) if asked.expires_at else "it is answered"
         thread = f"{one_line(scope.graph)}/{one_line(scope.thread)}  for {one_line(asked.subject)}"
         lines.append(labelled(f"{asked.id}  ", thread))
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")

@@ -23,7 +23,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Event, Story, safe_text, story_of
-from langchain_runtime_authz.cli._app import App, Key, Printout, lines, seconds_of
+from langchain_runtime_authz.cli._app import App, Key, Printout, lines, parse_time
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class StepFilter(NamedTuple):
 
     def keep(self) -> Callable[[Event], bool]:
         """Return a function that is true for the selected steps."""
-        first = -math.inf if self.since is None else seconds_of(self.since)
-        last = math.inf if self.until is None else seconds_of(self.until)
+        first = -math.inf if self.since is None else parse_time(self.since)
+        last = math.inf if self.until is None else parse_time(self.until)
 
         def keep(step: Event) -> bool:
             of = self.subject in (None, step.subject, step.subject.partition(":")[2])

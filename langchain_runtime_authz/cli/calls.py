@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import App, Printout, lines, moment
+from langchain_runtime_authz.cli._app import App, Printout, iso_time, lines
 from langchain_runtime_authz.cli._ledger_options import Audit, By, LedgerOptions, Reason, checked_log, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
@@ -115,7 +115,7 @@ def _shown(one: InDoubtCall) -> dict[str, Any]:
         "state": row.state,
         "failed": "failed" in about,
         "tool": about.get("tool"),
-        "permitted_at": moment(row.at),
+        "permitted_at": iso_time(row.at),
     }
     place = {"tenant": scope.tenant, "subject": one.subject, "graph": scope.graph, "thread": scope.thread}
     return {**call, **place, **{name: about.get(name) for name in names}}

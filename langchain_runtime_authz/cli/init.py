@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import Printout, flow
+from langchain_runtime_authz.cli._app import Printout, yaml_flow
 from langchain_runtime_authz.cli.graph_target import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -116,9 +116,9 @@ def init(
     facts = {t.name: _profile(t, given, tools, ask=not quiet) for t in new}
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
-    stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
+    stanzas = {n: f"  {yaml_flow(n)}: {yaml_flow(f)}\n" for n, f in facts.items()}
     expected = [{"tool": t.name, "args": example_args(t), "expect": said} for t, said in zip(new, told, strict=True)]
-    tests = {t.name: f"  - {flow(each)}\n" for t, each in zip(new, expected, strict=True)}
+    tests = {t.name: f"  - {yaml_flow(each)}\n" for t, each in zip(new, expected, strict=True)}
     text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
     file.write_text(text, encoding="utf-8")
     load_profiles(file)
@@ -226,7 +226,7 @@ def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
     guess = {"read": "reads", "compute": "computes"}.get(effect, effect)
     typer.echo("\n" + one_line(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
     whole = _guessed(tool, proposal)
-    typer.echo(f"  Guess: {flow(whole)}")
+    typer.echo(f"  Guess: {yaml_flow(whole)}")
     does = _choice(f"  What does a call do? Perhaps {guess}, {why}. `y` takes the guess.", [*_DOES, "y"])
     if does == "y":
         return whole
@@ -297,7 +297,7 @@ def _choice(question: str, choices: list[str]) -> str:
 def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
     for tool in tools:
         if declared[tool.name].side_effect:
-            return f"{_MANDATES}      - {flow({'id': 'first', 'tool': tool.name, 'args': example_args(tool)})}\n"
+            return f"{_MANDATES}      - {yaml_flow({'id': 'first', 'tool': tool.name, 'args': example_args(tool)})}\n"
     return ""
 
 

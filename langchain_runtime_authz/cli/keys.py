@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import App, Printout, moment
+from langchain_runtime_authz.cli._app import App, Printout, iso_time
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -77,7 +77,7 @@ def compromise(
     """
     ring = _opened(directory, password)
     done = ring.compromise(kid)
-    by = moment(done.refused_by)
+    by = iso_time(done.refused_by)
     text = (f"withdrawn  {done.kid}", f"signing    {done.active}")
     until = f"refused    at once by the issuer and by introspection; everywhere by {by}"
     return _ring_answer(ring, *text, until, withdrawn=done.kid, active=done.active, refused_by=by)
@@ -95,6 +95,6 @@ def _opened(directory: Path, password: str | None) -> KeyDirectory:
 
 
 def _ring_answer(ring: KeyDirectory, *more: str, **done: Any) -> Printout:
-    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.all_keys()]
+    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": iso_time(k.since)} for k in ring.all_keys()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
     return Printout({**done, "keys": keys}, [*lines, *more])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Printout, flow, reading
+from langchain_runtime_authz.cli._app import Printout, reading, yaml_flow
 from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
 
@@ -82,7 +82,7 @@ def learn(
             typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
         typer.echo(f"tools called: {len(seen)}, drafts: {len(stanzas)}", err=True)
         for name, several in orders.items():
-            typer.echo(f"orders that were approved, for `intent` of {name}: {flow(several)}", err=True)
+            typer.echo(f"orders that were approved, for `intent` of {name}: {yaml_flow(several)}", err=True)
     called = {n: one.outcomes for n, one in seen.items()}
     return Printout({"called": called, "drafts": list(stanzas), "orders": orders, "proposed": after}, text)
 
@@ -153,7 +153,7 @@ def _draft(name: str, seen: _Seen) -> str:
     text.insert(2, "    verdict: ask  # as long as nobody reviewed it")
     if seen.outcomes["approved"] >= ENOUGH and seen.outcomes["rejected"] == 0:
         text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
-    text += [f"    # {flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
+    text += [f"    # {yaml_flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
     return "\n".join(text) + "\n"
 
 
@@ -182,7 +182,7 @@ def _varied(values: list[Any]) -> str:
     """Describe an argument's values in one line: the only value, or the first few."""
     several = _distinct(values)
     items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
-    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
+    shown = [text if len(text := yaml_flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
     shown += ["…"] if len(items) > CHOICES else []
     said = "always" if len(several) == 1 else f"{len(several)} values in {len(values)} calls, of"
     return f"{said} {', '.join(shown)}" if several else "always from outside"
@@ -193,9 +193,9 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
             continue
-        yield f"      - id: {flow(name)}\n        tool: {flow(name)}\n        args:\n"
+        yield f"      - id: {yaml_flow(name)}\n        tool: {yaml_flow(name)}\n        args:\n"
         for argument, values in one.args.items():
-            yield f"          {_ordered(flow(argument), values)}\n"
+            yield f"          {_ordered(yaml_flow(argument), values)}\n"
 
 
 def _ordered(argument: str, values: list[Any]) -> str:
@@ -204,8 +204,8 @@ def _ordered(argument: str, values: list[Any]) -> str:
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)
     if len(several) == 1 and several != [[]] and (scalar or lists):
-        return f"{argument}: {flow(several[0])}"
+        return f"{argument}: {yaml_flow(several[0])}"
     if lists:
         return f"# {argument}: []  # DOUBT: {_varied(values)}; name the items"
     few = scalar and len(several) <= CHOICES and not any(isinstance(v, str) and " " in v for v in several)
-    return f"{argument}: {flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"
+    return f"{argument}: {yaml_flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"

@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import App, Printout, lines, moment, reading
+from langchain_runtime_authz.cli._app import App, Printout, iso_time, lines, reading
 from langchain_runtime_authz.cli._ledger_options import By, LedgerOptions, Reason
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA
@@ -234,7 +234,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
             with reading(file, record["seq"] + 1):
                 event = record.get("event")
                 if event in ("revoked", "reinstated"):
-                    moment(record["ts"])
+                    iso_time(record["ts"])
                     named = record["ts"], _scope(record), _texts(*record["agent"]), event
                     if {"refused", "unknown"} & {*record["detail"]}:  # this takes back the event recorded before
                         events.discard(max((e for e in events if e <= named and e[1:] == named[1:]), default=named))
@@ -250,7 +250,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                     known = (record.get("request") or {}).get("resource", {}).get("properties", {})
                     acts = known.get("effect") not in HARMLESS
                     key, place = record["decision_id"], _scope(record)._asdict()
-                    call = {"permitted_at": moment(record["ts"]), **place, "decision_id": key}
+                    call = {"permitted_at": iso_time(record["ts"]), **place, "decision_id": key}
                     call |= {"tool": record["resource"], "call": None}
                     begun.update({key: (call, _doubt(record))} if acts else {})
     for at, scope, agent, event in sorted(events):

@@ -1,6 +1,6 @@
 """Tell whether our runs or other code wrote the state that a root entry loads.
 
-When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
+When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`CHILDREN`).
 These are *marks*: texts that the ledger stores by name for a thread. If the next root entry loads a later checkpoint,
 then other code wrote it, or a run of ours that ended without a record.
 """
@@ -12,10 +12,10 @@ from typing import Final, Literal, NamedTuple
 
 HEAD: Final = "head"  # mark: id of the newest checkpoint that a protected run of the thread wrote
 MEMORY: Final = "memory"  # mark: digest of the memory that protected runs left
-BELOW: Final = "below"  # mark: digest of the state of waiting child graphs
+CHILDREN: Final = "below"  # mark: digest of the state of waiting child graphs
 UNRECORDED: Final = "unrecorded"  # mark: a task change that the audit log may lack
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when all LangGraph tasks have ended
-ANEW: Final = "task:anew"  # mark: id of a question that a graph without checkpoints repeats in each run
+REPEATED: Final = "task:anew"  # mark: id of a question that a graph without checkpoints repeats in each run
 SLOTS: Final = 2**16  # number of marks that children share: `ChildMark`
 UNKNOWN: Final = ""  # value of a mark: code of an ended run may have written a checkpoint since
 

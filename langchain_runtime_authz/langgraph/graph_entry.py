@@ -18,7 +18,7 @@ from langchain_runtime_authz._flow import FlowContext
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
-from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, CheckpointHead
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, REPEATED, CheckpointHead
 from langchain_runtime_authz.facts.history import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
@@ -291,15 +291,15 @@ class _Root(RunEntry[tuple[Any, Any]]):
         resumes = isinstance(given, Command) and given.resume is not None
         older = self.head is not None and bool(self.head.newest)
         # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
-        below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
-        if not below:
+        in_child = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
+        if not in_child:
             entry.run.keyed_thread = private.thread_of(self.config)
         again = given is None and not older and bool((self.config.get("configurable") or {}).get("checkpoint_id"))
         if self.saver is not None and place is not None and (resumes or again or entry.pending):
             # Read the newest checkpoint without its id: only then does LangGraph leave out answered questions.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
-            plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
+            plain = in_child or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             strict = private.resumes_strictly(self.config)
             given = yield from inputs.record_resume(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry) != state.interrupts:
@@ -324,12 +324,12 @@ class _Root(RunEntry[tuple[Any, Any]]):
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
-                    below = waiting.digest if waiting is not None and not busy else None
+                    children = waiting.digest if waiting is not None and not busy else None
                     if head is not None and head.id == run.entry.loaded:  # this entry wrote no checkpoint
                         head = self.head or head
                     elif head is not None:
                         self.lost = ()
-                    left = RunEnd(head.id if head is not None else None, memory, below)
+                    left = RunEnd(head.id if head is not None else None, memory, children)
                     # If all tasks have ended, the marks of their children are not needed any more.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(
@@ -340,7 +340,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
                 raise
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        over += [SetMark(ANEW, min(run.entry.asked_anew))] if len(run.entry.asked_anew) == 1 else []
+        over += [SetMark(REPEATED, min(run.entry.asked_anew))] if len(run.entry.asked_anew) == 1 else []
         yield from close_run(run, left, over if cut else [*over, *self.lost], edits)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from langchain_runtime_authz.digest import json_text
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
-from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, UNRECORDED, outside_key
+from langchain_runtime_authz.facts.checkpoint_head import CHILDREN, UNKNOWN, UNRECORDED, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry_plan, raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, new_texts
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
@@ -236,11 +236,11 @@ def carried_plans(
 
 
 def record_state_edit(
-    scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None
+    scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, children: str | None
 ) -> Flow[None]:
     """Record that `by` edited a thread's state, which made the new `checkpoint`.
 
-    `below`: digest of the waiting child graphs. By it, the next root entry sees that nobody else edited them.
+    `children`: digest of the waiting child graphs. By it, the next root entry sees that nobody else edited them.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -248,7 +248,7 @@ def record_state_edit(
         if not snapshot.exists:
             return None
         said = [replace(t, author=by, own=by == snapshot.subject) for t in new_texts(snapshot.log, texts)]
-        return [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)], (*said, act)
+        return [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(CHILDREN, children or UNKNOWN)], (*said, act)
 
     yield from change_task(scope, "update_state", edit)
 

@@ -63,7 +63,7 @@ class RunEnd(NamedTuple):
 
     head: str | None = None
     memory: str | None = None
-    below: str | None = None
+    children: str | None = None
 
 
 def open_entry(
@@ -134,7 +134,8 @@ def _take_lease(
     run: Run, task: HumanText | None, application: call_mandate.ApplicationMandate | None, given: EntryFacts
 ) -> Flow[tuple[OpenedEntry, Snapshot]]:
     scope, owner, entry = run.scope, run.subject.principal, run.entry
-    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, call_mandate.APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
+    of_state = (heads.HEAD, heads.MEMORY, heads.CHILDREN, heads.UNRECORDED, heads.REPEATED)
+    marked = (*of_state, call_mandate.APPLICATION_MANDATE)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
     entry.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     yield from record_ends(run.engine, scope) if UNRECORDED_ENDS else ()  # an end may revoke the agent
@@ -191,7 +192,7 @@ def _take_lease(
         if marks and entry.mandate is not None:
             yield call_mandate.mandate_event(run, entry.mandate)
         questions = () if rotates else snapshot.questions
-        return OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.ANEW)), entry.opened
+        return OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.REPEATED)), entry.opened
     raise (yield from _refused(run, given, Code.STALE_EPOCH))
 
 
@@ -222,16 +223,16 @@ def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanT
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
-    below: heads.ChildStates | None = None
-    if given.waiting is not None and snapshot.marks.get(heads.BELOW):
-        below = yield from given.waiting()
-    digest = below.digest if below is not None else None
-    for name, now in ((heads.MEMORY, given.memory), (heads.BELOW, digest)):
+    children: heads.ChildStates | None = None
+    if given.waiting is not None and snapshot.marks.get(heads.CHILDREN):
+        children = yield from given.waiting()
+    digest = children.digest if children is not None else None
+    for name, now in ((heads.MEMORY, given.memory), (heads.CHILDREN, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
             # A child compares its state with the checkpoint that it left. So it may have recorded some edits already.
             known = {t.key for t in snapshot.log}
-            updates = below.updates if below and name == heads.BELOW else ()
+            updates = children.updates if children and name == heads.CHILDREN else ()
             edits = [e for e in updates if heads.outside_key(e) not in known]
             found += [HumanText(content_digest(e), "", heads.outside_key(e), own=False) for e in edits]
     return tuple(found)
@@ -308,7 +309,7 @@ def close_run(
     entry.children.discard(run.jti)
     over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
     if root and entry.has_checkpointer:
-        for name, value in zip((heads.HEAD, heads.MEMORY, heads.BELOW), left, strict=True):
+        for name, value in zip((heads.HEAD, heads.MEMORY, heads.CHILDREN), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
         yield from record_ends(run.engine, run.scope) if UNRECORDED_ENDS else ()

@@ -141,9 +141,9 @@ def diff(
     runtime-authz policy diff audit.jsonl my-policy my-policy-edited
     runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
-    from langchain_runtime_authz.cli.policy.recorded_requests import compared
+    from langchain_runtime_authz.cli.policy.recorded_requests import compare_decisions
 
-    return compared(log, key, after, before)
+    return compare_decisions(log, key, after, before)
 
 
 @app.command("replay")
@@ -157,9 +157,9 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None) -> Printout:
     runtime-authz policy replay audit.jsonl my-policy
     runtime-authz policy replay audit.jsonl data.json
     """
-    from langchain_runtime_authz.cli.policy.recorded_requests import compared
+    from langchain_runtime_authz.cli.policy.recorded_requests import compare_decisions
 
-    return compared(log, key, policy)
+    return compare_decisions(log, key, policy)
 
 
 @app.command("explain")
@@ -189,19 +189,19 @@ def explain(
             raise
         raise ConfigError(f"{log.name} is not a log; `runtime-authz policy try` decides a request in a file") from exc
     if decision_id is None:
-        return again.listed(decisions)
+        return again.list_decisions(decisions)
     recorded = again.find(decisions, decision_id, log)
-    request = again.zoned(opened, recorded.request)
+    request = again.in_policy_zone(opened, recorded.request)
     with closing(opened.pdp()) as pdp:
         (decision,) = again.decide(pdp, [request])
         otherwise = again.changes(pdp, request, decision)
-    document, because = again.explained(opened, decision, request)
-    text = [f"{request.action.name} {again.asked(request)} by {request.subject.type} {request.subject.id}"]
+    document, because = again.in_words(opened, decision, request)
+    text = [f"{request.action.name} {again.request_line(request)} by {request.subject.type} {request.subject.id}"]
     text.append(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
     outcome, reasons, _ = recorded.answered
     was = {"outcome": outcome, "reasons": reasons, "policy_revision": recorded.revision}
     if (outcome, reasons) != (decision.outcome, decision.reasons):
-        said_then = f"recorded  {again.said(recorded.answered)} under {recorded.revision}"
+        said_then = f"recorded  {again.outcome_text(recorded.answered)} under {recorded.revision}"
         text.append(f"{said_then}; this policy decides differently")
     text += [*because, *(f"{outcome} if {'; and '.join(words)}" for words, outcome in otherwise)]
     text += [] if otherwise else ["no change of up to three facts changes the outcome"]
@@ -222,7 +222,7 @@ def try_request(
 
     runtime-authz policy try request.json my-policy --watch
     """
-    from langchain_runtime_authz.cli.policy.recorded_requests import decided_file
+    from langchain_runtime_authz.cli.policy.recorded_requests import decide_file
     from langchain_runtime_authz.testing.example_request import example_request
 
     if not request.exists():
@@ -231,13 +231,13 @@ def try_request(
     while watch:
         seen = _stamps(request, policy)
         try:
-            decided_file(request, policy).show(as_json)
+            decide_file(request, policy).show(as_json)
         except AuthzError as exc:
             echo(f"error     {exc}", err=as_json)
         echo("")
         while _stamps(request, policy) == seen:
             time.sleep(POLL)
-    return decided_file(request, policy)
+    return decide_file(request, policy)
 
 
 def _stamps(*paths: Path | None) -> list[tuple[str, int]]:

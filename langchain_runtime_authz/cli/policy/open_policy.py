@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._app import seconds_of
+from langchain_runtime_authz.cli._app import parse_time
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import strict_json
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
@@ -237,7 +237,7 @@ def with_requests(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
             raise policy_error(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             given = case.get("request") or {}
-            now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone or UTC))
+            now = NOW if "at" not in case else int(parse_time(str(case["at"]), zone or UTC))
             request = example_request(given, now=now)
             if zone is not None and not any(path.startswith("context.local") for path in given):
                 request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)

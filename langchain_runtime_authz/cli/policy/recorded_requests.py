@@ -48,14 +48,14 @@ class Recorded:
     answered: Answered  # a record holds only the types of obligations
 
     def __str__(self) -> str:
-        return f"{self.decision_id[:12]}  {self.request.action.name} {asked(self.request)}"
+        return f"{self.decision_id[:12]}  {self.request.action.name} {request_line(self.request)}"
 
     def to_dict(self) -> dict[str, Any]:
         about = {"action": self.request.action.name, "resource": self.request.resource.id}
         return {"decision_id": self.decision_id, **about}
 
 
-def asked(request: EvaluationRequest) -> str:
+def request_line(request: EvaluationRequest) -> str:
     """Return a request in one line with its arguments, which tell two payments apart."""
     call = request.context.call
     if call is None:
@@ -99,7 +99,7 @@ def read_request(path: Path) -> EvaluationRequest:
         raise ConfigError(f"{path.name} is not a request: {why}") from exc
 
 
-def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
+def in_policy_zone(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
     """Return the request with the local time of the policy's zone, if it names one."""
     if policy.zone is None:
         return request
@@ -118,7 +118,7 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bo
         return f"{one.type} {json.dumps(one.properties, sort_keys=True)}" if whole else one.type
 
     with closing(policy.pdp()) as pdp:
-        decided = decide(pdp, [zoned(policy, request) for request in requests])
+        decided = decide(pdp, [in_policy_zone(policy, request) for request in requests])
     return [Answered(d.outcome, d.reasons, tuple(sorted(map(written, d.obligations)))) for d in decided]
 
 
@@ -251,14 +251,14 @@ def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decisio
     return decide(pdp, [request])[0]
 
 
-def said(answered: Answered) -> str:
+def outcome_text(answered: Answered) -> str:
     """Return an outcome with its reasons, as text."""
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
 
 
-def listed(recorded: list[Recorded]) -> Printout:
+def list_decisions(recorded: list[Recorded]) -> Printout:
     rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
-    return Printout({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
+    return Printout({"decisions": rows}, [f"{r}: {outcome_text(r.answered)}" for r in recorded])
 
 
 def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
@@ -274,7 +274,7 @@ def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
     return next(iter(found.values()))
 
 
-def explained(policy: Policy, decision: Decision, request: EvaluationRequest) -> tuple[dict[str, Any], list[str]]:
+def in_words(policy: Policy, decision: Decision, request: EvaluationRequest) -> tuple[dict[str, Any], list[str]]:
     """Return a decision with the rules that gave its reasons, as JSON and as lines."""
     fired = {code: rules(policy, code, decision.outcome) for code in decision.reasons}
     asked_for = {"action": request.action.name, "resource": request.resource.id, "subject": request.subject.principal}
@@ -291,7 +291,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Printout:
+def compare_decisions(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Printout:
     """Return decisions that differ between `after` and `before` (default: the log)."""
     earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
@@ -305,7 +305,7 @@ def compared(log: Path, key: Keys, after: Path | None, before: Path | None = Non
         changed = {**r.to_dict(), "before": was._asdict(), "after": now._asdict()}
         if was.outcome != now.outcome:
             flips.append(changed)
-            text.append(f"flip  {r}: {said(was)} -> {said(now)}")
+            text.append(f"flip  {r}: {outcome_text(was)} -> {outcome_text(now)}")
         elif was.obligations != now.obligations:
             others.append(changed)
             owed = (", ".join(one.obligations) or "nothing" for one in (was, now))
@@ -321,11 +321,11 @@ def compared(log: Path, key: Keys, after: Path | None, before: Path | None = Non
     return Printout(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
 
 
-def decided_file(source: Path, policy: Path | None) -> Printout:
+def decide_file(source: Path, policy: Path | None) -> Printout:
     """Decide the request in a JSON file, and explain the decision."""
     opened = open_policy(policy)
-    request = zoned(opened, read_request(source))
+    request = in_policy_zone(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
         (decision,) = decide(pdp, [request])
-    document, because = explained(opened, decision, request)
-    return Printout(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
+    document, because = in_words(opened, decision, request)
+    return Printout(document, [f"{decision.outcome:<9} {request.action.name} {request_line(request)}", *because])

@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli._app import flow
+from langchain_runtime_authz.cli._app import yaml_flow
 from langchain_runtime_authz.cli._order_proposal import proposed_order
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
@@ -389,8 +389,8 @@ def test_names_that_a_model_or_a_server_wrote_add_nothing(run: Callable[..., Any
     shown = run("learn", "trace.jsonl", "--write")
     assert shown.exit_code == 0, shown.output
     assert {n: p.draft for n, p in load_profiles("authz.yaml").items()} == {"search": True, name: True}
-    assert yaml.safe_load(f"- {flow({name: [name, {'id': name}]})}") == [{name: [name, {"id": name}]}]
-    for text in (shown.stdout, flow({name: name})):
+    assert yaml.safe_load(f"- {yaml_flow({name: [name, {'id': name}]})}") == [{name: [name, {"id": name}]}]
+    for text in (shown.stdout, yaml_flow({name: name})):
         assert all(line.isprintable() for line in text.split("\n"))
 
 
