@@ -29,6 +29,7 @@ from langchain_runtime_authz.pep import approval_answers, approval_questions
 from langchain_runtime_authz.pep.approval_answers import AskHere
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, try_claim
+from langchain_runtime_authz.pep.conclude_calls import deny_call
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asking_calls
@@ -59,7 +60,7 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
 
 def decide_together(
     run: Run, calls: Sequence[Call], config: Mapping[str, Any], *,
-    entry: Entry = None, may_ask: Callable[[], bool] | None = None,
+    entry: Entry = None, may_ask: Callable[[], bool] | None = None, again: bool = False,
 ) -> Flow[list[PendingCall]]:  # fmt: skip
     """Decide the calls of one graph task, and ask all their questions before one runs.
 
@@ -80,11 +81,12 @@ def decide_together(
         if not (reviewed and _for_review(one)):
             verdict = yield from try_claim(run, one)
             if type(verdict) is Conflict:
-                _, verdict = yield from claim_again(run, one, verdict)
-                if verdict is None:  # the call asks now, so decide and ask about all calls again
+                anew, verdict = yield from claim_again(run, one, verdict)
+                if verdict is None and not again:  # the call asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
-                    return (yield from decide_together(run, calls, config, may_ask=may_ask))
+                    return (yield from decide_together(run, calls, config, may_ask=may_ask, again=True))
+                verdict = verdict or (yield from deny_call(run, anew))
         answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review, which is not repeated

@@ -268,9 +268,9 @@ class DeclaredEffect(EffectBlock):
 
 def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolExecution | Replay]]:
     run, config, ahead = calls[0].run, calls[0].config, Counter[str]()
-    placed: list[Call] = []
+    placed, batch = list[Call](), new_id() if calls[1:] else None
     for one in calls:
-        placed.append(replace(one.call, place=one.place(ahead[one.key])))
+        placed.append(replace(one.call, place=one.place(ahead[one.key]), batch=batch))
         ahead[one.key] += 1
     if node is None:
         waiting = yield from decide_together(run, placed, config)

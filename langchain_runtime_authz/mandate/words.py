@@ -36,9 +36,6 @@ MAX_CLAUSES: Final = 16
 MAX_TAIL: Final = 8  # words of a polite ending
 MAX_TRIES: Final = 10_000  # positions of a turn at which orders are tried
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
-_MATERIAL: Final = re.compile(
-    r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
-)
 _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # not under ":"
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
@@ -86,8 +83,6 @@ def _nothing(text: str, why: str) -> Compiled:
 
 def _unplain(text: str) -> str | None:
     """Return why a text is not read at all, or None."""
-    if _MATERIAL.search(text):
-        return "it looks like quoted or forwarded text"
     if _POINTS.search(text):
         return "its points may be part of the line above them"
     if normalize("NFKC", text) != text:

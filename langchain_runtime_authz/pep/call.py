@@ -57,6 +57,7 @@ class Call:
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
     place: str = ""  # distinguishes equal calls without a known model message
+    batch: str | None = None  # the same for calls of code that begin together, as a message's calls do
     amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns the call of an approver's edit
     edited_by: str = ""  # key of the approval whose edit made this call
     reviewed: bool = False  # another review, like LangChain's, asks before the tool runs

@@ -85,7 +85,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
     """Return the facts of a call that `InDoubtCall.must_ask` compares with later ones."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {tool_label(call.tool)}"
-    of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
+    of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id or call.batch}
     if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
         of_call["within"] = ticket.call_key
     return {**of_call, "process": PROCESS[0], "entry": run.entry.name, "idempotent": call.profile.idempotent}

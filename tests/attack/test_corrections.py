@@ -293,3 +293,24 @@ def test_a_delivered_text_that_a_client_sends_back_says_nothing_new() -> None:
     with authz.run(subject="alice") as run:
         graph.invoke({"messages": graph.get_state(THREAD).values["messages"]}, THREAD)
         assert run.epoch == 2
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_denial_after_a_correction_says_if_the_call_may_have_run(begun: bool, how: str) -> None:
+    """Its connection was lost as it wrote, so the model must not plan it again. If it has not begun, the model may."""
+    ran: list[Any] = []
+
+    def act(recipient: str) -> str:
+        ran.append(recipient)
+        raise TimeoutError
+
+    node = ToolNode([a_tool("write", act, recipient=str)], handle_tool_errors=False)
+    model, stops = replying([call("write", {"recipient": "bob"}, "c")]), {} if begun else {"interrupt_before": ["tools"]}
+    authz, graph = protecting(hand_written(model, node, checkpointer=InMemorySaver(), **stops), StaticPDP(True))
+    with pytest.raises(TimeoutError) if begun else nullcontext():
+        run_as(authz, graph, human(), THREAD, how=how)
+    authz.correct("t", "Stop")
+    state = run_as(authz, graph, None, THREAD, how=how)
+    said = answer_to(state["messages"], "c").text
+    assert ran == ["bob"] * begun
+    assert ("outcome is unknown. Do not repeat it" in said, "not carried out" in said) == (begun, not begun)

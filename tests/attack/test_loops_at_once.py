@@ -12,6 +12,9 @@ from langgraph.func import entrypoint, task
 from pydantic import ConfigDict
 
 from langchain_runtime_authz import profile
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Conflict
+from langchain_runtime_authz.ledger.call_changes import ClaimCall
 
 from ._kit import *
 from .test_loops import APPROVAL, THREE, TWICE, Loop, answers, bill
@@ -455,3 +458,48 @@ def test_a_withdrawn_approval_stays_withdrawn_when_code_tries_again() -> None:
     authz.approve(asked.value["action_requests"][0]["approval_id"], by="alice")
     run_as(authz, graph, Command(resume={"decisions": [{"type": "reject"}]}), THREAD)
     assert ran == []
+
+
+def test_a_call_that_equals_a_planned_one_stays_another_one(protected: bool) -> None:
+    """Both run at the same time; when the node runs again, the planned one has ended before the other is made. Unprotected, both run again."""
+    ran, asked = list[str](), list[Any]()
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"note": {"effect": "write", "idempotent": True}})
+    model = ScriptedChatModel(script=[says(call("note", {"text": "a"}, "c1"))] * 2)
+
+    @tool
+    async def note(text: str) -> str:
+        """Note."""
+        await asyncio.sleep(0.01)
+        ran.append(text)
+        return text
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        (planned,) = (await model.ainvoke(state["messages"])).tool_calls
+        await asyncio.gather(note.ainvoke(planned["args"]), note.ainvoke(planned["args"]))
+        asked.append(interrupt("go on?"))
+        return {}
+
+    graph = node_graph(node, checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if protected else graph
+    for given in (human(), Command(resume="yes")):
+        run_as(authz, graph, given, THREAD, how="async")
+    assert asked == ["yes"] and ran == ["a"] * (2 if protected else 4)
+
+
+def test_an_engine_that_changes_its_mind_at_each_look_ends_in_a_denial(ran: list[Any]) -> None:
+    """A call's claim fails again and again, then the engine asks; asked about the whole message, it permits. Nothing runs without a claim."""
+    answers = iter([True, True, ASK] * 40)
+    pdp = StaticPDP(lambda r: next(answers) if r.action.name == "tools/call" else True)
+    authz, graph = protecting(hand_written(replying([{**PAY, "id": "1"}, {**PAY, "id": "2"}]), [pay_tool(ran)], checkpointer=InMemorySaver()), pdp)
+    commit, claimed = authz.ledger.commit, list[str]()
+
+    def refusing(scope: Any, guard: Any, changes: Any) -> Any:
+        keys = [c.key for c in changes if isinstance(c, ClaimCall)]
+        claimed.extend(k for k in keys if k not in claimed)
+        return Conflict(Code.BUDGET_EXHAUSTED) if keys and keys[0] != claimed[0] else commit(scope, guard, changes)
+
+    authz.ledger.commit = refusing  # type: ignore[method-assign]
+    state = told(authz, graph, human(), THREAD)
+    assert ran == [PAID] and completions(authz) == ["released", "done"]
+    assert_went_on(state)
+    assert "not permitted" in answer_to(state["messages"], "2").text

@@ -143,6 +143,24 @@ def test_every_way_to_write(write: str, how: str, permit: bool, tmp_path: Path) 
     assert decided == expected.get(write, [("store.put", "a")])
 
 
+def test_equal_writes_of_a_batch_are_each_made(declared: bool, how: str) -> None:
+    """None is taken for the other. When the node runs again, neither is made again."""
+
+    def write(store: Any) -> None:
+        store.batch([PutOp(SPACE, "a", {"x": 1}) for _ in range(2)])
+        interrupt("go on?")
+
+    async def awrite(store: Any) -> None:
+        await store.abatch([PutOp(SPACE, "a", {"x": 1}) for _ in range(2)])
+        interrupt("go on?")
+
+    authz, store = RuntimeAuthz(pdp=StaticPDP(True), profiles=GOVERNED if declared else {}), InMemoryStore()
+    graph = authz.protect(remembering(by_runtime, store, write if how == "sync" else awrite, how))
+    for given in (human(), Command(resume="yes")):
+        run_as(authz, graph, given, THREAD, how=how)
+        assert completions(authz) == (["done"] * 2 if declared else []) and store.get(SPACE, "a") is not None
+
+
 def test_profiles_go_by_namespace() -> None:
     """The longest pattern that fits counts, and what none fits is unprofiled."""
     pdp = StaticPDP(True)
