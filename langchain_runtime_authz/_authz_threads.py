@@ -16,7 +16,7 @@ from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import HEAD, UNKNOWN
 from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
-from langchain_runtime_authz.langgraph.graph_entry import RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.graph_input import open_questions
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
@@ -75,7 +75,7 @@ GraphLike = Pregel[Any, Any, Any, Any] | str | None
 class Threads:
     """The methods of `RuntimeAuthz` that act on threads from outside the graph."""
 
-    root_entry: RootEntry
+    run_opener: RunOpener
     approvers: Approvers
     audit: AuditSink
     _engine: Engine
@@ -228,7 +228,7 @@ class Threads:
         then stale. The shipped policy refuses side effects whose critical arguments come from stale reads, and voids
         the plans that were made after such reads.
         """
-        return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
+        return data_changed(self.run_opener.scope("", ""), resource, content=self.audit.content)
 
     data_changed, adata_changed = methods(_data_changed)
 
@@ -252,7 +252,7 @@ class Threads:
         if graph is None and len(self._names) != 1:
             raise ConfigError(f"this instance protects {len(self._names)} graphs; name one with `graph=`")
         graph = next(iter(self._names)) if graph is None else graph
-        return self.root_entry.scope(graph if isinstance(graph, str) else graph.get_name(), str(thread_id))
+        return self.run_opener.scope(graph if isinstance(graph, str) else graph.get_name(), str(thread_id))
 
 
 def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, input: Any) -> How:

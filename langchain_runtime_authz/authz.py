@@ -29,7 +29,7 @@ from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
 from langchain_runtime_authz.langgraph import observers
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
-from langchain_runtime_authz.langgraph.graph_entry import RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, as_caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
@@ -209,14 +209,14 @@ class RuntimeAuthz(Threads):
             self._ring.on_compromise(self._withdraw_key)
             of_key = partial(key_scope, tenant, issuer.issuer)
             parts.compare_withdrawn(self.ledger, self._ring, of_key, self._withdraw_key)
-        self.root_entry = RootEntry(
+        self.run_opener = RunOpener(
             self._engine,
             subject_from=subject_from,
             task_channels=sources.channels,
             task_memory=sources.memory,
             development=development,
         )
-        self._protection = Protection(self.root_entry, self.profiles)
+        self._protection = Protection(self.run_opener, self.profiles)
         self._names: set[str] = set()
         self._checked: object = None  # the newest mandate that was given
         self._health = HealthCheck(self._engine)
@@ -351,7 +351,7 @@ class RuntimeAuthz(Threads):
         start.
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
-        scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
+        scope = self.run_opener.scope(agent, thread or f"session:{new_id()}")
         entry: OpenedEntry = yield from open_entry(
             self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings()
         )

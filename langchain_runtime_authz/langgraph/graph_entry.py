@@ -47,7 +47,7 @@ MAX_CLAIMED: Final = 16  # number of field names in one record
 Owner = Run | run_context.RunHandle | None
 
 
-class RootEntry:
+class RunOpener:
     """Opens the runs of one `RuntimeAuthz` for root and child graphs."""
 
     def __init__(
@@ -101,7 +101,7 @@ class RootEntry:
         if isinstance(owner, Run):
             name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
             return ChildEntry(self, owner, name, config, graph)
-        entering = _Root(self, name, config, graph)
+        entering = RootEntry(self, name, config, graph)
         entering.input, entering.handle = input, owner
         return entering
 
@@ -158,8 +158,8 @@ class RunEntry(FlowContext[T]):
 
     apart = True
 
-    def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
-        self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
+    def __init__(self, run_opener: RunOpener, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        self.run_opener, self.engine, self.run_id = run_opener, run_opener.engine, ""
         self.name, self.config, self.graph, self.saver = name, config, graph, checkpoints.saver_of(graph)
         self.run: Run | None = None
 
@@ -169,7 +169,7 @@ class RunEntry(FlowContext[T]):
             run_context.pass_question_up(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reports it, unless an enforcement point has
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
-            self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
+            self.engine.recent.refused(exc, self.run_opener.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
             return None
         if exc is not None and run.span is not None:
@@ -182,14 +182,16 @@ class RunEntry(FlowContext[T]):
         raise NotImplementedError
 
 
-class _Root(RunEntry[tuple[Any, Any]]):
+class RootEntry(RunEntry[tuple[Any, Any]]):
+    """Opens and closes the run of one root entry."""
+
     input: Any = None
     handle: run_context.RunHandle | None = None
     head: CheckpointHead | None = None
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
-        owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
+        owner, engine, config, graph = self.run_opener, self.engine, self.config, self.graph
         handle = self.handle or owner.implicit(config)
         drop_old_answer(config)
         self.run_id = handle.run_id
@@ -268,8 +270,8 @@ class _Root(RunEntry[tuple[Any, Any]]):
 
     def _texts(self, update: Any, head: CheckpointHead | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return the user's new texts, and the digests of those in the state."""
-        channels, texts = self.root_entry.channels, human_texts(update)
-        edited = bool(inputs.names_written(update, self.root_entry.other_channels))
+        channels, texts = self.run_opener.channels, human_texts(update)
+        edited = bool(inputs.names_written(update, self.run_opener.other_channels))
         removes, shown = head is not None and bool(inputs.removed_message_ids(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
@@ -279,7 +281,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
             edits += inputs.taken_out(update, state) if removes else []
             # On a new thread, an edit counts only if it has a user's text.
             texts += edits if head is not None else [e for e in edits if e.text]
-        if not texts and not self.root_entry.has_task_channel(self.graph):
+        if not texts and not self.run_opener.has_task_channel(self.graph):
             # Without a channel for the task, any input may change the task, but is not known to be the user's text.
             say, parts = checkpoints.content_of, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
@@ -313,13 +315,13 @@ class _Root(RunEntry[tuple[Any, Any]]):
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = RunEnd(), list[Change](), list[HumanText]()
         busy = bool(run.entry.children)  # child agents may still run and write, as after `gather` failed
-        saver, watch = self.saver, self.root_entry.watch
+        saver, watch = self.saver, self.run_opener.watch
         if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
             try:
                 waiting = None
                 if not cut:
                     head = yield from checkpoints.read_head(saver, place)
-                    memory = yield from self.root_entry.memory(self.graph, run.subject)
+                    memory = yield from self.run_opener.memory(self.graph, run.subject)
                     # A tool's child waits only if the run paused. After a failure, the child's own mark counts.
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
@@ -350,8 +352,8 @@ class ChildEntry(RunEntry[Any]):
     remote = False
     refuse: Code | None = None
 
-    def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
-        super().__init__(root_entry, name, config, graph)
+    def __init__(self, run_opener: RunOpener, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
+        super().__init__(run_opener, name, config, graph)
         self.parent, self.run_id = parent, parent.run_id
         self.place: private.StatePlace | None = None
         self.marked = False
@@ -366,7 +368,7 @@ class ChildEntry(RunEntry[Any]):
         tally.count(parent, "agent", name, "child entry", decided=1)
         try:
             if self.place is not None:
-                watch = self.root_entry.watch(self.graph)
+                watch = self.run_opener.watch(self.graph)
                 self.marked = yield from checkpoints.check_child(parent, self.graph, self.place, watch)
             kind = kind_of_child(ticket.tool if ticket is not None else None, args, sent=private.is_sent(self.config))
             kind = "remote" if self.remote else kind

@@ -55,8 +55,8 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def __init__(self, authz: AuthzParts, *, agent: str = "agent") -> None:
         super().__init__()
         self.tools = []
-        self._root_entry = authz.root_entry
-        self._engine = authz.root_entry.engine
+        self._run_opener = authz.run_opener
+        self._engine = authz.run_opener.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
         self._warned = False
@@ -99,7 +99,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             """Open a run, and return the input to use. If a run is open, return None."""
             if ns in entries and given is None:
                 return None
-            entering = self._root_entry.enter(self._agent, given, config, self._root_entry.owner(config))
+            entering = self._run_opener.enter(self._agent, given, config, self._run_opener.owner(config))
             try:
                 entered = yield Perform(entering.__enter__, entering.__aenter__)
             except AuthzDenied as refused:

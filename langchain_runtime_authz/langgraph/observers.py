@@ -72,7 +72,7 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
             finds mistakes, but does not stop an attacker.
     """
     _install()
-    engine = authz.root_entry.engine
+    engine = authz.run_opener.engine
     object.__setattr__(engine, "observer", Observer(strict, shows=engine.audit.content))
     _observers.add(engine.observer)
 
@@ -239,7 +239,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     ignore_custom_event = True
 
     def __init__(self, authz: AuthzParts) -> None:
-        self._engine = authz.root_entry.engine
+        self._engine = authz.run_opener.engine
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
         if current_run() is not None:

@@ -28,7 +28,7 @@ from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
-from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RunOpener
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
@@ -47,7 +47,7 @@ _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
 class Protection:
     """The parts that the enforcement points of one `RuntimeAuthz` share."""
 
-    root_entry: RootEntry
+    run_opener: RunOpener
     profiles: Profiles
     classes: dict[type, type] = field(default_factory=dict)
 
@@ -129,7 +129,7 @@ def _gate_node(
         elif isinstance(held, BaseTool):
             guard_in_place(held)
         elif is_remote(held) and gates_remote(held) is None:  # unless an instance decides its calls already
-            held.__class__ = _remote_class(type(held), protection.root_entry)
+            held.__class__ = _remote_class(type(held), protection.run_opener)
     if opens:
         node.bound = gate_bound(bound, name, channels)
         private.reset_node(node)
@@ -171,14 +171,14 @@ def _without_config(graph: Any) -> Any:
 
 def _protected_class(base: Any, protection: Protection) -> Any:
     """Make a subclass of a graph class whose `stream` and `astream` open a run."""
-    root_entry = protection.root_entry
+    run_opener = protection.run_opener
 
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
         # Not a generator: the run that is open at the *call* counts, not the one at the first `next`.
         if graph.store is not None:
             gate_store(graph.store, protection.profiles)
         merged = private.merged_config(graph.config, config)
-        owner = root_entry.owner(merged)
+        owner = run_opener.owner(merged)
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
@@ -207,7 +207,7 @@ def _protected_class(base: Any, protection: Protection) -> Any:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]
 
     def _stream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> Iterator[Any]:
-        at = root_entry.enter(self.get_name(), input, config, owner, self)
+        at = run_opener.enter(self.get_name(), input, config, owner, self)
         with at as entered:
             chunks, scope, shows = chunks_of(base.stream, self, input, at, entered, options)
             try:
@@ -227,7 +227,7 @@ def _protected_class(base: Any, protection: Protection) -> Any:
         return begin(self, input, config, kwargs, base.astream, _astream)  # type: ignore[no-any-return]
 
     async def _astream(self: Any, input: Any, config: Any, owner: Owner, options: dict[str, Any]) -> AsyncIterator[Any]:
-        at = root_entry.enter(self.get_name(), input, config, owner, self)
+        at = run_opener.enter(self.get_name(), input, config, owner, self)
         async with at as entered:
             chunks, scope, shows = chunks_of(base.astream, self, input, at, entered, options)
             try:
@@ -250,14 +250,14 @@ def _protected_class(base: Any, protection: Protection) -> Any:
             partial(base.abulk_update_state, self, config, supersteps),
         )
         if current_run() is not None or private.checkpointer_of(config):
-            return root_entry.update_inside(self, config, write)
-        return root_entry.update(self, config, supersteps, write)
+            return run_opener.update_inside(self, config, write)
+        return run_opener.update(self, config, supersteps, write)
 
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
-        return drive(root_entry.engine, written(self, config, supersteps))
+        return drive(run_opener.engine, written(self, config, supersteps))
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
-        return await adrive(root_entry.engine, written(self, config, supersteps))
+        return await adrive(run_opener.engine, written(self, config, supersteps))
 
     own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
     return subclass_like(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
@@ -282,8 +282,8 @@ class _Remote(ChildEntry):
     remote = True
     header = ""
 
-    def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], client: Any) -> None:
-        super().__init__(root_entry, parent, name, config, None)
+    def __init__(self, run_opener: RunOpener, parent: Run, name: str, config: Mapping[str, Any], client: Any) -> None:
+        super().__init__(run_opener, parent, name, config, None)
         self.profile = self.engine.child_profile(name)
         self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
@@ -332,12 +332,12 @@ def _watch(client: Any) -> None:
         client.event_hooks = {**hooks, "request": [*hooks["request"], check]}
 
 
-def _remote_class(base: Any, root_entry: RootEntry) -> Any:
+def _remote_class(base: Any, run_opener: RunOpener) -> Any:
     def entry(self: Any, config: Any, client: Any) -> Any:
         merged = private.ensure_graph_config(config)
-        parent = root_entry.owner(merged)
+        parent = run_opener.owner(merged)
         name = str(getattr(self, "name", None) or getattr(self, "assistant_id", base.__name__))
-        return _Remote(root_entry, parent, name, merged, client) if isinstance(parent, Run) else nullcontext({})
+        return _Remote(run_opener, parent, name, merged, client) if isinstance(parent, Run) else nullcontext({})
 
     # `invoke` and `ainvoke` use these.
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
@@ -360,7 +360,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     def events(name: str) -> Any:
         def streamed(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
-            if isinstance(root_entry.owner(private.ensure_graph_config(config)), Run):
+            if isinstance(run_opener.owner(private.ensure_graph_config(config)), Run):
                 raise ConfigError(f"`{name}` of a remote graph is not decided; in a run, use `stream` or `invoke`")
             return getattr(base, name)(self, input, config, **kwargs)
 
@@ -368,7 +368,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     own = {f.__name__: f for f in (stream, astream, update_state, aupdate_state)}
     own |= {name: events(name) for name in ("stream_events", "astream_events")}
-    return subclass_like(base, {"__runtime_authz_remote__": root_entry, **own})
+    return subclass_like(base, {"__runtime_authz_remote__": run_opener, **own})
 
 
 def _sent(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:

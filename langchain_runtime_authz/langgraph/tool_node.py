@@ -18,7 +18,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
-from langchain_runtime_authz.langgraph.graph_entry import RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
@@ -158,7 +158,7 @@ class AuthzParts(Protocol):
     """The parts of a `RuntimeAuthz` that enforcement points use."""
 
     profiles: Profiles
-    root_entry: RootEntry
+    run_opener: RunOpener
 
 
 class AuthzToolNode(_Gate):
@@ -192,8 +192,8 @@ class AuthzToolNode(_Gate):
         return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
 
     def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
-        root_entry = self._authz.root_entry
-        owner = root_entry.owner(config)
+        run_opener = self._authz.run_opener
+        owner = run_opener.owner(config)
 
         def inside(entered: tuple[Any, Any]) -> Flow[Any]:
             run = cast("Run", find_run(entered[1]))
@@ -203,4 +203,4 @@ class AuthzToolNode(_Gate):
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))
 
-        return root_entry.engine, run_within(root_entry.enter(self.get_name(), input, config, owner), inside)
+        return run_opener.engine, run_within(run_opener.enter(self.get_name(), input, config, owner), inside)

@@ -75,7 +75,7 @@ def told(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, go:
 
 def epoch_of(authz: RuntimeAuthz, graph: str = "hand", thread: str = "t") -> int:
     """Return the epoch of a thread."""
-    return int(authz.ledger.load(authz.root_entry.scope(graph, thread), Query()).epoch)
+    return int(authz.ledger.load(authz.run_opener.scope(graph, thread), Query()).epoch)
 
 
 def run_as(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, how: str = "sync", **run: Any) -> Any:

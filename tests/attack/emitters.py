@@ -99,7 +99,7 @@ class Scene:
     @property
     def log(self) -> Any:
         """The pinned texts."""
-        return self.authz.ledger.load(self.authz.root_entry.scope("scene", self.thread), Query(log=True)).log
+        return self.authz.ledger.load(self.authz.run_opener.scope("scene", self.thread), Query(log=True)).log
 
     def go(self, given: Any, step: Callable[[State], Any] = lambda state: {}, how: str | None = None) -> Any:
         """One root entry, in one of the call forms."""

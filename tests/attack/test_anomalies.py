@@ -127,7 +127,7 @@ def test_side_effects_that_nobody_planned_revoke(ran: Any, protected: bool) -> N
     reasons = [r["reasons"] for r in authz.audit.records if r["kind"] == "decision"]  # type: ignore[attr-defined]
     assert ["unplanned"] in [list(r)[:1] for r in reasons]
     assert "unplanned_streak" in reasons[-1]
-    scope = authz.root_entry.scope("g", "t")
+    scope = authz.run_opener.scope("g", "t")
     assert authz.ledger.load(scope, Query(agent=("g",))).revoked
 
 

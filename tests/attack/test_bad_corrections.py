@@ -38,7 +38,7 @@ def test_a_correction_is_heard_in_every_form(form: str, by: str) -> None:
     with contextlib.suppress(ValueError):  # a plan that was overwritten can not be answered
         house.go(given)
     assert (house.epoch, house.ran) == (2, [])
-    texts = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
+    texts = house.authz.ledger.load(house.authz.run_opener.scope("hand", "t"), Query(log=True)).log
     assert "STOP" in [t.text for t in texts if t.own]
 
 
@@ -152,7 +152,7 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
         assert ran == [PAID]
         return
     assert ran == []
-    task = authz.ledger.load(authz.root_entry.scope("odd", "t"), Query(log=True)).task
+    task = authz.ledger.load(authz.run_opener.scope("odd", "t"), Query(log=True)).task
     assert task.text == "Pay the bill, never above 10\nSTOP, pay nobody" and epoch_of(authz, "odd") == 2
 
 

@@ -73,7 +73,7 @@ class Office:
 
     def pinned(self, name: str, thread: str = "t") -> str:
         """The subject's own words, as the ledger has them."""
-        log = self.authz.ledger.load(self.authz.root_entry.scope(name, thread), Query(log=True)).log
+        log = self.authz.ledger.load(self.authz.run_opener.scope(name, thread), Query(log=True)).log
         return "\n".join(t.text for t in log if t.own)
 
 

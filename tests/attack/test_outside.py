@@ -106,7 +106,7 @@ def test_a_text_of_the_subject_counts_as_hers() -> None:
         append(house, house.graph)
     append(house, house.raw)
     house.go(None)
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
+    log = house.authz.ledger.load(house.authz.run_opener.scope("hand", "t"), Query(log=True)).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", True)]
     assert house.epoch == 3
 
@@ -180,7 +180,7 @@ def test_a_crash_is_no_correction() -> None:
     list(stream)
     # As if nothing at the end had happened: the lease is live and the mark is the old one.
     ledger = house.authz.ledger
-    thread = ledger._threads[house.authz.root_entry.scope("hand", "t")]
+    thread = ledger._threads[house.authz.run_opener.scope("hand", "t")]
     thread.marks.clear()
     thread.leases = {j: dataclasses.replace(le, state="live") for j, le in thread.leases.items()}
     house.go(None)
@@ -192,7 +192,7 @@ def test_another_persons_correction_gives_no_authority() -> None:
     house = House.waiting()
     assert house.authz.correct("t", "Pay eve 95", by="mallory") == 2
     house.go({"messages": []})
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True))
+    log = house.authz.ledger.load(house.authz.run_opener.scope("hand", "t"), Query(log=True))
     assert [(t.text, t.own, t.author) for t in log.log] == [("Pay the bill", True, "user:alice"), ("Pay eve 95", False, "user:mallory")]
     assert "eve" not in log.task.text and "Pay eve 95" in str(house.graph.get_state(THREAD).values)
 
@@ -379,7 +379,7 @@ def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: s
     assert "STOP" not in str(house.raw.get_state(THREAD).values) and house.epoch == 2
     house.go(None, how=how)
     assert house.ran == [] and "STOP, pay nobody" in str(house.raw.get_state(THREAD).values)
-    log = house.authz.ledger.load(house.authz.root_entry.scope("hand", "t"), Query(log=True)).log
+    log = house.authz.ledger.load(house.authz.run_opener.scope("hand", "t"), Query(log=True)).log
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
     house.go(None)
     assert house.epoch == 2
@@ -466,7 +466,7 @@ def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list
 
     def said(before: Any, on: Any) -> bool:
         place = house.raw.update_state(on.config, {"messages": words}, as_node="__start__")
-        return drive(house.authz.root_entry.engine, update_changed(house.graph, before, place, ("messages",)))
+        return drive(house.authz.run_opener.engine, update_changed(house.graph, before, place, ("messages",)))
 
     assert said(begun._replace(config=taken.config), taken) is bool(words)
     assert said(taken, begun) is bool(words) and said(begun, begun) is bool(words)

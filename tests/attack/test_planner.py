@@ -156,7 +156,7 @@ def test_what_was_read_for_an_earlier_message(goes_on: bool, changed: bool, act:
     told(authz, graph, human(said if goes_on else "Wer steht im Adressbuch?"), THREAD, go=go)
     if changed:
         edit = AdvanceEpoch(epoch_of(authz, name_of := graph.get_name()), (HumanText("d", "", "data:1", own=False),))
-        authz.ledger.commit(authz.root_entry.scope(name_of, "t"), None, [edit])
+        authz.ledger.commit(authz.run_opener.scope(name_of, "t"), None, [edit])
     state = told(authz, graph, human(then), THREAD, go=go)
     assert bool(asked(state)) is (changed or (act != "note" and not goes_on))
     assert bool(house.ran) is not bool(asked(state))

@@ -58,7 +58,7 @@ class Desk:
 
     def seen(self) -> Any:
         name = self.graph.get_name()
-        return self.authz.ledger.load(self.authz.root_entry.scope(name, "t"), Query(log=True))
+        return self.authz.ledger.load(self.authz.run_opener.scope(name, "t"), Query(log=True))
 
 
 ASK = call("ask_human", {"question": "Which bill?"}, "c-ask")
@@ -319,7 +319,7 @@ def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str
     go = lambda given, config: run_as(authz, graph, given, config, how=how)
     go(human(), THREAD)
     (task,) = graph.get_state(THREAD, subgraphs=True).tasks
-    scope = authz.root_entry.scope(graph.get_name(), "t")
+    scope = authz.run_opener.scope(graph.get_name(), "t")
     before = authz.ledger.load(scope, Query()).epoch
     go(None, task.state.config)
     go(Command(resume="the one of December"), task.state.config)

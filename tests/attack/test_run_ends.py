@@ -53,7 +53,7 @@ class House:
         return {self.authz.ledger.status("default", jti) for jti in jtis}
 
     def row(self) -> Any:
-        scope = self.authz.root_entry.scope("g", "t")
+        scope = self.authz.run_opener.scope("g", "t")
         return self.authz.ledger._threads[scope].calls  # type: ignore[attr-defined]
 
 

@@ -92,7 +92,7 @@ class House:
             self.authz.correct(f"t-{number}", "stop", graph="payer")
 
     def state(self, number: int) -> Any:
-        scope = self.authz.root_entry.scope("payer", f"t-{number}")
+        scope = self.authz.run_opener.scope("payer", f"t-{number}")
         return self.authz.ledger.load(scope, Query(agent=("payer",), log=True))
 
     def _answer(self, out: Any) -> str:

@@ -163,7 +163,7 @@ class CorrectionMachine(RuleBasedStateMachine):
 
     @property
     def scope(self) -> Any:
-        return self.authz.root_entry.scope("g", self.thread)
+        return self.authz.run_opener.scope("g", self.thread)
 
     @property
     def epoch(self) -> int:

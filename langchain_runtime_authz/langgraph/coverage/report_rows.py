@@ -62,10 +62,10 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         functions={i: tool.name for tool in tools for i in _identities(object_graph.functions_of(tool))},
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
-    engine = protection.root_entry.engine
+    engine = protection.run_opener.engine
     rows = _with_seen(rows, engine.tally.of(graph.get_name()))
     pdp = engine.evaluator.pdp.name
-    if protection.root_entry.development:
+    if protection.run_opener.development:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
     if engine.observer is not None:
         rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
@@ -204,7 +204,7 @@ class _Look:
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
             ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
-            listed = any(getattr(o, "_root_entry", None) is self.protection.root_entry for o in ours)
+            listed = any(getattr(o, "_run_opener", None) is self.protection.run_opener for o in ours)
             hooked = bool(gated) and self.hooked  # the backstop needs an enforcement point around the call
             layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
             yield Part("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
@@ -228,7 +228,7 @@ class _Look:
                 yield Part("cached node", name, label, (), _CACHED, f"{route}/{name}")
         elif is_remote(value):
             name = str(getattr(value, "name", None) or type(value).__name__)
-            entry = self.protection.root_entry
+            entry = self.protection.run_opener
             profile = entry.engine.child_profile(name)
             sent = gates_remote(value) is entry and profile is not None and profile.url
             yield Part("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
