@@ -523,46 +523,40 @@ bounds := {
 
 only_denies := {"max_depth", "max_steps", "max_seconds"}
 
-measured["max_denials"] := input.context.history.denials
+# Where the request says how much of it there is.
+places := {
+	"max_denials": ["history", "denials"],
+	"max_streak": ["history", "streak"],
+	"max_per_minute": ["history", "last_minute"],
+	"max_unplanned": ["history", "unplanned"],
+	"max_tainted": ["history", "tainted"],
+	"max_rotations": ["history", "rotations"],
+	"max_depth": ["delegation", "depth"],
+	"max_steps": ["lease", "steps"],
+	"max_seconds": ["lease", "seconds"],
+}
 
-measured["max_streak"] := input.context.history.streak
-
-measured["max_per_minute"] := input.context.history.last_minute
-
-measured["max_unplanned"] := input.context.history.unplanned
-
-measured["max_tainted"] := input.context.history.tainted
-
-measured["max_rotations"] := input.context.history.rotations
-
-measured["max_depth"] := input.context.delegation.depth
-
-measured["max_steps"] := input.context.lease.steps
-
-measured["max_seconds"] := input.context.lease.seconds
+measured := {name: object.get(input.context, place, null) | some name, place in places}
 
 tripped contains name if {
-	some name, _ in bounds
-	is_number(cfg.anomaly[name])
+	some name, bound in cfg.anomaly
+	is_number(bound)
 	is_number(measured[name])
-	measured[name] >= cfg.anomaly[name]
+	measured[name] >= bound
 }
 
 bounds_formed if {
 	is_object(cfg.anomaly)
-	every name, _ in bounds {
-		bound_formed(name)
-	}
-	every name, _ in cfg.anomaly {
-		object.get(bounds, name, "") != ""
+	every name, bound in cfg.anomaly {
+		bound_formed(bound, measured[name])
 	}
 }
 
-bound_formed(name) if object.get(cfg.anomaly, name, null) == null
+bound_formed(null, _)
 
-bound_formed(name) if {
-	is_number(cfg.anomaly[name])
-	is_number(measured[name])
+bound_formed(bound, amount) if {
+	is_number(bound)
+	is_number(amount)
 }
 
 default rotation := []
