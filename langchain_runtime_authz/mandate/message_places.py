@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.plain_orders import Known, says
+from langchain_runtime_authz.mandate.plain_orders import Known, pronoun_in, says
 
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
@@ -151,9 +151,10 @@ _CONTINUES: Final = lazy(
     re.IGNORECASE,
 )
 _WORD: Final = lazy(r"[^\W\d_]+")
-_PRONOUN: Final = lazy(  # "..., and please label it": not "Tom will label it"
-    rf"(?:,|\b(?:{_any('before_pronouns')}))(?: (?:{_any('before_pronouns')}|{_any('before_continues')}))?"
-    rf" ([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])",
+_AHEAD: Final = f"(?:{_any('before_pronouns')}|{_any('before_continues')})\\b"
+_PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "Tom will label it"
+    rf"(?:,|\b(?:{_any('before_pronouns')}))(?: {_AHEAD}){{0,3}} (?!{_AHEAD})"
+    rf"(?:([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])|([^\W\d_]+(?:-[^\W\d_]+)?))",
     re.IGNORECASE,
 )
 DIRECTIONS: Final = {word: way for way in ("from", "to") for said in _PHRASES[way].values() for word in said}
@@ -234,8 +235,12 @@ class Segment:
 
     def pronouns(self, verbs: Collection[str], at: int) -> list[tuple[int, int]]:
         """Return spans of pronouns after `verbs` in the rest of a sentence: "label it"."""
-        found = _PRONOUN.finditer(self.masked, at, self.span(self.sentence(at - 1))[1])
-        return [m.span(2) for m in found if m[1].lower() in verbs]
+        found = []
+        for said in _PRONOUN.finditer(self.masked, at, self.span(self.sentence(at - 1))[1]):
+            within = pronoun_in(said[3], verbs) if said[3] else None
+            if within or (said[1] or "").lower() in verbs:
+                found.append((said.end() - len(within or said[2]), said.end()))
+        return found
 
     def whole(self, start: int, end: int) -> bool:
         """Return True if a span is not a part of a longer token or quotation."""

@@ -26,7 +26,12 @@ _VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
-_CLITIC: Final = re.compile("-(?:moi|toi|nous|lui|leur|les?|la)$")  # "rappelle-moi"
+# Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
+_ENCLITICS: Final = (
+    re.compile(r"-(?:moi|toi|nous|lui|leur|me|lhes?|(les?|las?|los?|[oa]s?))$|(l[oa]s?|li)$"),
+    re.compile(r"(?:me|te|ve|nos|se|mi|ti|ci|vi|glie|ce)(l[oa]s?|li)$|(?:me|te|ve|nos|les?|se|mi|ti|ci|vi|gli)$"),
+)
+_ACCENTS: Final = str.maketrans("áéíóú", "aeiou")  # "resérvame" of "reserva"
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
 
@@ -118,8 +123,12 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
         kind = _known_kind(kind, text[start:end].lower(), known, after_request=codes[-1:] == _CODES["request"])
         if touches and kind == "han" and codes[-1:] == _CODES["verb"]:
             codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
-        codes += _CODES[kind]
+        pronoun = pronoun_in(text[start:end], known.verbs) if kind == "word" else None
+        codes += _CODES[kind] if pronoun is None else _CODES["verb"]
         spans.append((start, end))
+        if pronoun:
+            codes += _CODES["pronoun"]
+            spans.append((end - len(pronoun), end))
     return codes, spans
 
 
@@ -127,8 +136,17 @@ def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> s
     """Return the kind of a word, which the tools may change."""
     if kind not in ("word", "read", "unit", "money", "spare", "han"):
         return "link" if kind == "away" and word in known.nouns else kind
-    forms = (word, _CLITIC.sub("", word), f"mind {word}" if after_request else word)
-    return "verb" if any(form in known.verbs for form in forms) else "noun" if word in known.nouns else kind
+    verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
+    return "verb" if verb else "noun" if word in known.nouns else kind
+
+
+def pronoun_in(word: str, verbs: Collection[str]) -> str | None:
+    """Return the "it" of a verb: "la" of "pagala", "" of "págame"; else None."""
+    for found in (enclitic.search(word.lower()) for enclitic in _ENCLITICS):
+        verb = word[: found.start()].lower() if found else ""
+        if found and (verb in verbs or verb.translate(_ACCENTS) in verbs):
+            return next(filter(None, found.groups()), "")
+    return None
 
 
 def _any(codes: str, *kinds: str) -> bool:
@@ -214,6 +232,7 @@ def unclear(
         return "its sentence is a question"
     owners = [span for found in _GRAMMAR["owner"].finditer(codes) for span in spans[slice(*found.span())]]
     unsaid: Values = [[each for each in value if _outside([owners], *each)] for value in own]
+    before = unsaid  # what no part before the first order says
     values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
     others = [last for first, last in values if _outside(own, first, last) == own]
     phase: _Phase = "start"
@@ -223,6 +242,8 @@ def unclear(
         rule = _rule_of(part, phase)
         if rule in ("text", "it", "read", "order", "verb_alone"):
             mine = rule != "read" and (not known.verbs or _follows(part, "own_verb"))
+            unsaid = before if mine and unsaid and phase == "ordered" else unsaid  # one order says all of them
+            before = unsaid if phase != "ordered" else before
         begin = _text_starts(part, rule, phase) if known.told else None
         if begin is not None:
             unsaid = _outside(unsaid, part.start, begin) if mine else unsaid

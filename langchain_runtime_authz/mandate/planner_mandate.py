@@ -249,6 +249,7 @@ class _Check:
                 yield need(
                     name,
                     value,
+                    also=tuple(word for word, meant in profile.synonyms.get(name, {}).items() if meant == value),
                     dictated=name in profile.text,
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),

@@ -32,6 +32,7 @@ class NeededValue(NamedTuple):
 
     owner: str  # the argument, or step and field of a condition
     value: object
+    also: tuple[str, ...] = ()  # the profile's other words for it
     dictated: bool = False  # free text that the user dictates
     ends: bool = False  # it must reach to the end of its sentence or quotation, so that a command is not cut
     counts: bool = False  # a number of calls
@@ -70,7 +71,8 @@ class Placing:
         self.claims: dict[str, list[BackedPlace]] = {}
         values: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(words.segments))}
         for need in needs:
-            for n, start, end in self._everywhere(need):
+            nouns = need._replace(also=tuple(word for word in need.also if word.lower() not in known.verbs))
+            for n, start, end in self._everywhere(nouns):
                 values[n].append((start, end))
         self._masked = list[str]()
         for segment, spans in zip(words.segments, values.values(), strict=True):
@@ -190,7 +192,8 @@ class Placing:
     def _places(self, need: NeededValue) -> tuple[list[Place], list[Place]]:
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict), []
-        return self.words.places(need.value, dictated=need.dictated, rate=need.rate)
+        found = [self.words.places(value, dictated=need.dictated, rate=need.rate) for value in (need.value, *need.also)]
+        return sorted(p for said, _ in found for p in said), sorted(p for _, forbidden in found for p in forbidden)
 
     def _everywhere(self, need: NeededValue) -> list[Place]:
         return [place for places in self._places(need) for place in places]

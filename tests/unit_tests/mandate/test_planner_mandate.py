@@ -413,6 +413,19 @@ def test_a_default_gives_way_to_the_words_and_a_time_belongs_to_the_nearest_date
     assert len(mandate.steps) == left
 
 
+@pytest.mark.parametrize(("text", "status", "left"), [
+    ("Set T-5 to paused", "on_hold", True), ("Mets T-5 en pause", "on_hold", True), ("Park T-5", "on_hold", True), ("Set T-5 to paused", "closed", False),
+    ("Never set T-5 to paused", "on_hold", False), ("Set T-5 to open", "on_hold", False),
+])  # fmt: skip
+def test_the_profiles_synonyms_say_a_value(text: str, status: str, left: bool) -> None:
+    profile = {"effect": "write", "critical": {"ticket": "object", "status": "value"}, "intent": ["(set|park|mets) {ticket} to {status}"],
+               "synonyms": {"status": {"paused": "on_hold", "pause": "on_hold", "park": "on_hold"}}}
+    step, schema = Step("s", "set", {"ticket": "T-5", "status": status}), {"ticket": {}, "status": {}}
+    mandate = backed_part(Mandate(steps=(step,)), [text], load_profiles({"set": profile}), {"set": schema}).mandate
+    assert mandate is not None
+    assert len(mandate.steps) == left
+
+
 @pytest.mark.parametrize(("text", "confirmed"), [
     ("Pay Bob 45 and mail Carol.", []), ("Pay Bob 45 and mail Carol.\n> a mail", ["p"]),
     ("Pay Bob 45 and mail Carol. " + "The weather is fine. " * 40, ["p"]),
