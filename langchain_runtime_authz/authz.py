@@ -46,7 +46,7 @@ from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
 from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, methods, new_id
-from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, open_entry
+from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.pep.thread_acts import revoke_agents
 from langchain_runtime_authz.tool_profile import Source, load_profiles
@@ -352,9 +352,7 @@ class RuntimeAuthz(Threads):
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.run_opener.scope(agent, thread or f"session:{new_id()}")
-        entry: OpenedEntry = yield from open_entry(
-            self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings()
-        )
+        entry = yield from open_entry(self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings())
         return Session(entry.run, self.profiles.declared)
 
     session, asession = methods(_session)

@@ -110,12 +110,7 @@ def _found(store: LedgerOptions, ledger: SqlLedger, tenant: str | None, key: str
 def _shown(one: InDoubtCall) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
-    call = {
-        "call": row.key,
-        "state": row.state,
-        "failed": "failed" in about,
-        "tool": about.get("tool"),
-        "permitted_at": iso_time(row.at),
-    }
+    call: dict[str, Any] = {"call": row.key, "state": row.state, "failed": "failed" in about}
+    call |= {"tool": about.get("tool"), "permitted_at": iso_time(row.at)}
     place = {"tenant": scope.tenant, "subject": one.subject, "graph": scope.graph, "thread": scope.thread}
     return {**call, **place, **{name: about.get(name) for name in names}}

@@ -126,9 +126,8 @@ def traced_arguments(profile: ToolProfile, args: Mapping[str, Any]) -> TracedArg
 def _traced(name: str, kind: str, value: Any) -> TracedArgument:
     flat = _flat(value)
     if flat is None:
-        return TracedArgument(
-            name, kind, value, None, ["".join(sorted(skeleton(repr(value))))] if kind != "when" else []
-        )
+        letters = "".join(sorted(skeleton(repr(value))))
+        return TracedArgument(name, kind, value, None, [letters] if kind != "when" else [])
     items = []
     for one in flat:
         parts = tuple(_parts(one, kind))

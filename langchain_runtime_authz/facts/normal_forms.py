@@ -225,9 +225,8 @@ def _moment(text: str, *, said: bool) -> list[str]:
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
     alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans)
-    return (
-        [f for f, _ in several] if alone and several and _BESIDE.fullmatch(mask_spans(text, list(spans), "\n")) else []
-    )
+    whole = alone and several and _BESIDE.fullmatch(mask_spans(text, list(spans), "\n"))
+    return [f for f, _ in several] if whole else []
 
 
 def _url(text: str) -> tuple[str, ...]:

@@ -112,9 +112,8 @@ def commit_answers(
         return  # LangChain's review refuses the whole value, and the review's question stays open
     said = approval_answers.correcting_texts(questions, answered)
     if not said and not (yield from _takes_back(run.scope, questions, answered)):
-        done = yield from commit_recorded(
-            run.scope, answered, partial(approval_answers.record_answers, run, questions, answered)
-        )
+        record = partial(approval_answers.record_answers, run, questions, answered)
+        done = yield from commit_recorded(run.scope, answered, record)
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Refuse before a task receives the value, so that the question stays open for its approvers.
             raise AuthzDenied(done.code, new_id())

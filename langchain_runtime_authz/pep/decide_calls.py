@@ -410,14 +410,8 @@ def _refusal(
             return deny(Code.APPROVAL_EXPIRED)
     if run.parent is not None and run.grant is not None:
         # INVARIANT: a child takes only steps that its parent granted.
-        outside = run.grant.refuses(
-            tool=call.tool,
-            args=call.args,
-            data_class=call.profile.data_class,
-            sink=call.profile.sink,
-            depth=run.depth,
-            now=snapshot.now,
-        )
+        facts: dict[str, Any] = {"data_class": call.profile.data_class, "sink": call.profile.sink, "depth": run.depth}
+        outside = run.grant.refuses(tool=call.tool, args=call.args, now=snapshot.now, **facts)
         if outside is not None:
             return replace(deny(Code.GRANT_EXCEEDED), reasons=(str(Code.GRANT_EXCEEDED), str(outside)))
     return None

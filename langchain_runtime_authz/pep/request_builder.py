@@ -79,13 +79,8 @@ def call_request(
     for name, value in args.items():
         short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
         shown[name] = value if short else abbreviate_strings(value)
-    properties: JSON = {
-        "effect": profile.effect,
-        "sink": profile.sink,
-        "data_class": profile.data_class,
-        "profiled": call.profiled,
-        "target": call.traced.target,
-    }
+    properties: JSON = {"effect": profile.effect, "sink": profile.sink, "data_class": profile.data_class}
+    properties |= {"profiled": call.profiled, "target": call.traced.target}
     if profile.verdict is not None:
         properties["verdict"] = profile.verdict
     if profile.reaches:

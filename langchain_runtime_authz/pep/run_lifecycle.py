@@ -148,7 +148,7 @@ def _take_lease(
         edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
         fresh = (*edits, *said)
         first = not snapshot.log and not edits
-        rotates = bool(fresh) and not first
+        rotates, source = bool(fresh) and not first, "input" if said else "state"
         run.move_to(snapshot.epoch + rotates, run.jti)
         entry.started_at = int(snapshot.now)
         run.expires_at = run.engine.lease_end(snapshot.now, entry.started_at)
@@ -165,9 +165,7 @@ def _take_lease(
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
         if rotates:
-            mark = corrections.unrecorded_mark(
-                snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state"
-            )
+            mark = corrections.unrecorded_mark(snapshot.epoch + 1, len(snapshot.log), fresh, source)
             opening.append(mark)
             left = mark.value
         lease += [corrections.clear_mark(left)] if left else []
@@ -177,7 +175,7 @@ def _take_lease(
             if isinstance(done, Conflict):
                 break
             if changes is opening:
-                yield corrections.trace_change(run, done, fresh, "input" if said else "state")
+                yield corrections.trace_change(run, done, fresh, source)
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue

@@ -327,12 +327,8 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         yield from ((f"global {n}", n, names[n]) for n in dict.fromkeys(object_graph.names_in(code)) if n in names)
         given = signature(function, follow_wrapped=False).parameters.values()
         yield from ((f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty)
-        texts = (
-            c
-            for own in object_graph.nested_codes(code)
-            for c in own.co_consts
-            if isinstance(c, str) and c != function.__doc__
-        )
+        constants = (c for own in object_graph.nested_codes(code) for c in own.co_consts)
+        texts = (c for c in constants if isinstance(c, str) and c != function.__doc__)
         yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
     elif isinstance(value, Mapping):
         for key, inner in list(value.items())[:MAX_ITEMS]:
