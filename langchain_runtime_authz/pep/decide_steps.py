@@ -46,8 +46,7 @@ def decide_step(
     `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
     `answered`: time (ns), request and answer, if the PDP was asked before. `known`: the snapshot, if it was loaded.
     """
-    body = None
-    started = time.time_ns()
+    body, started = None, time.time_ns()
     now = started / 1e9
     try:
         snapshot: Snapshot = known or (yield (Load, run.scope, Query(jti=run.jti, agent=run.agent)))

@@ -250,9 +250,7 @@ class ModelCalls:
     """Calls of models, as LangChain announces them. Each run has its own `running`."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    running: dict[object, tuple[str, str | None]] = field(
-        default_factory=dict
-    )  # callback run id → model, prompt digest
+    running: dict[object, tuple[str, str | None]] = field(default_factory=dict)  # callback id → model, prompt digest
     # Digest of calls that a model returned → model, prompt digest.
     returned: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent, never planned
