@@ -257,15 +257,15 @@ def updates_during(
 
 
 def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
-    frames = _frames(saver_of(graph))
+    frames, first = _frames(saver_of(graph)), run.entry.first_checkpoint
     found: CheckpointTuple | None = None
-    if run.entry.loaded and any(c.__module__.startswith("langgraph.checkpoint.sqlite") for c in type(frames).__mro__):
+    if first and any(c.__module__.startswith("langgraph.checkpoint.sqlite") for c in type(frames).__mro__):
         # To filter the checkpoints of a thread, SQLite would read all of them in full.
-        later = lambda one: one.checkpoint["id"] <= run.entry.loaded or one.metadata.get("source") == "update"  # noqa: E731
+        later = lambda one: one.checkpoint["id"] <= first or one.metadata.get("source") == "update"  # noqa: E731
         found = yield find_checkpoint(frames, place, later, limit=MAX_LISTED)
     if found is None:
         found = yield find_checkpoint(frames, place, filter={"source": "update"}, limit=1)
-    if found is None or found.checkpoint["id"] <= run.entry.loaded:
+    if found is None or found.checkpoint["id"] <= first:
         return []
     mark = mark_of(place, graph.get_name())
     snapshot: Snapshot = yield Load(run.scope, Query(log=True, marks=(mark.name,)))

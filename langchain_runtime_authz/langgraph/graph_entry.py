@@ -327,7 +327,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
                     children = waiting.digest if waiting is not None and not busy else None
-                    if head is not None and head.id == run.entry.loaded:  # this entry wrote no checkpoint
+                    if head is not None and head.id == run.entry.first_checkpoint:  # this entry wrote no checkpoint
                         head = self.head or head
                     elif head is not None:
                         self.lost = ()

@@ -189,13 +189,13 @@ def _rotate(
 ) -> Flow[None]:
     """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
-    mark = unrecorded_mark(run.epoch + 1, run.entry.texts, texts, "answer")
+    mark = unrecorded_mark(run.epoch + 1, run.entry.text_count, texts, "answer")
     record = partial(approval_answers.record_answers, run, questions, answered)
     done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
-    run.entry.texts += len(texts)
+    run.entry.text_count += len(texts)
     yield trace_change(run, done, texts, "answer")
     taken = yield Commit(run.scope, None, [take_lease(run), clear_mark(mark.value)])
     if isinstance(taken, Conflict):

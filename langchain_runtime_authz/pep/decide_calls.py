@@ -124,11 +124,11 @@ def _load_facts(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     """Return the calls with all facts for their decision, from ledger and memory."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
-    memory, opened, origin = run.engine.memory, run.entry.opened, run.epoch
+    memory, opened, origin = run.engine.memory, run.entry.first_snapshot, run.epoch
     words = memory.words.get(run.scope)
     if anew := words is None or (opened is not None and words.digest != opened.task.digest):
         words = memory.read_words(run.scope, opened or (yield Load(run.scope, Query(log=True))))
-    run.entry.opened = None
+    run.entry.first_snapshot = None
     keys = [*map(partial(_key, run, epoch=origin), calls)]
     compared = _compared(run, words, calls)
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))

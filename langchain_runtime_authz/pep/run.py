@@ -230,11 +230,11 @@ class EntryState:
     name: str  # the first jti, or the superstep of an unprotected graph
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
     has_checkpointer: bool = False  # so the ledger records the root run's last checkpoint
-    loaded: str = ""  # the thread's newest checkpoint when the entry began
-    opened: Snapshot | None = None  # the ledger's state after the first commit, with all texts, until calls are decided
+    first_checkpoint: str = ""  # the thread's newest checkpoint when the entry began
+    first_snapshot: Snapshot | None = None  # after the first commit, with all texts; until calls are decided
     started_at: int = 0
     steps_before: int = 0  # number of the thread's steps when the entry began
-    texts: int = 0  # number of texts in the ledger when the entry began
+    text_count: int = 0  # number of texts in the ledger when the entry began
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
     spent_at: Scope | None = None  # the thread that first used `mandate` and counts its steps, if not this one

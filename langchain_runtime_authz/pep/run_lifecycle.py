@@ -102,8 +102,8 @@ def open_entry(
             raise AuthzDenied(decision.reason, decision.decision_id)
         return opened
     except BaseException as exc:
-        if entry.opened is not None:  # no step ran, and the graph did not receive earlier corrections
-            yield from close_run(run, also=[ledger.Redeliver(entry.opened.pending)])
+        if entry.first_snapshot is not None:  # no step ran, and the graph did not receive earlier corrections
+            yield from close_run(run, also=[ledger.Redeliver(entry.first_snapshot.pending)])
         elif run.span is not None:
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
@@ -137,7 +137,7 @@ def _take_lease(
     of_state = (heads.HEAD, heads.MEMORY, heads.CHILDREN, heads.UNRECORDED, heads.REPEATED)
     marked = (*of_state, call_mandate.APPLICATION_MANDATE)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
-    entry.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
+    entry.first_checkpoint = (given.head.newest or given.head.id) if given.head is not None else ""
     yield from record_ends(run.engine, scope) if UNRECORDED_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
@@ -152,7 +152,7 @@ def _take_lease(
         run.move_to(snapshot.epoch + rotates, run.jti)
         entry.started_at = int(snapshot.now)
         run.expires_at = run.engine.lease_end(snapshot.now, entry.started_at)
-        entry.texts, entry.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
+        entry.text_count, entry.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
         left = (yield from corrections.record_unrecorded(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
@@ -185,12 +185,13 @@ def _take_lease(
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.questions))
         count_metric("leases")
-        entry.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
+        entry.first_snapshot = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and entry.mandate is not None:
             yield call_mandate.mandate_event(run, entry.mandate)
         questions = () if rotates else snapshot.questions
-        return OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.REPEATED)), entry.opened
+        opened = OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.REPEATED))
+        return opened, entry.first_snapshot
     raise (yield from _refused(run, given, Code.STALE_EPOCH))
 
 
@@ -319,7 +320,7 @@ def close_run(
             if isinstance(done, Conflict) and entry.has_checkpointer:
                 # The task changed meanwhile, and this run's last write may have erased newer texts in the state.
                 snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[entry.texts :] if t.text)))
+                over.append(ledger.Redeliver(tuple(t for t in snapshot.log[entry.text_count :] if t.text)))
         if done is None or isinstance(done, Conflict):
             done = yield (Commit, run.scope, None, over)
         if root:
