@@ -247,7 +247,7 @@ def unclear(
         begin = _text_starts(part, rule, phase) if known.told else None
         if begin is not None:
             unsaid = _outside(unsaid, part.start, begin) if mine else unsaid
-            texts, phase = _outside(texts, part.start, len(text)), "ordered"
+            texts, phase = _outside(texts, part.start, len(text)) if mine else texts, "ordered"
             break
         following = _next_phase(phase, rule, part)
         if following is None:
@@ -257,7 +257,7 @@ def unclear(
             pointed = pointed or (rule == "it" and mine and min(others, default=part.start) >= part.start)
             if mine and (not strict or _follows(part, "bare")):
                 unsaid = _outside(unsaid, part.start, part.end)
-            texts = _outside(texts, part.start, part.end)
+            texts = _outside(texts, part.start, part.end) if mine else texts
     if phase in ("start", "remark"):
         return "its sentence orders nothing"
     return "no verb orders it" if (unsaid or texts) and not pointed else None
