@@ -348,3 +348,23 @@ def test_a_rejected_payment_is_not_made_by_an_answer_to_another(protected: bool)
     for given in (None, *([Command(resume=YES)] if protected else []), Command(resume=True), *([Command(resume=NO)] if protected else [])):
         run_as(authz, graph, given, THREAD, how="async")
     assert [to for to, *_ in ran if to == "ann"] == ([] if protected else ["ann"])
+
+
+@pytest.mark.parametrize("inside", ["node", "tool"])
+def test_in_a_graph_that_nobody_protects_each_question_gets_its_answer(inside: str, how: str, protected: bool) -> None:
+    """A tool asks, then its caller. When both run again, the tool gives its first result, and the caller hears its own answer."""
+    authz, got = authz_with(StaticPDP(True), profiles={name: ToolProfile(effect="write") for name in ("paint", "order")}), list[Any]()
+    guarded = authz.guard if protected else lambda tool: tool
+    paint = guarded(a_tool("paint", lambda: f"in {interrupt('color?')}"))
+
+    def act() -> str:
+        got.append((paint.invoke({}), interrupt("size?")))
+        return "done"
+
+    order = guarded(a_tool("order", act))
+    graph = chain({"step": lambda _: (order.invoke({}) if inside == "tool" else act()) and {}}, checkpointer=InMemorySaver())
+    go = sync if how == "sync" else in_loop
+    with authz.run(subject="alice"):
+        for given in (human(), Command(resume="red"), Command(resume="XL")):
+            state = go(graph, given, THREAD)
+    assert "__interrupt__" not in state and got == [("in red", "XL")]
