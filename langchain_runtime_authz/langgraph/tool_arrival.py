@@ -196,7 +196,7 @@ def tool_arrival(
     took = one is not None and one.take()
     if one is not None and took and one.call.input.tool is tool and one.call.tool == tool.name:
         own = one.call.input
-        exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent
+        exact = tool_input == own.sent
         sent = tool_input if exact or isinstance(tool_input, str) else parsing.not_injected(tool_input, own.injected)
         if (exact or own.sent == sent) and parsing.arguments_unchanged(one.call):
             parsed = own.parsed if exact and not own.supplied else _supplied_now(one, tool_input, parser)

@@ -304,6 +304,22 @@ def test_equal_effects_are_several(ran: Any) -> None:
     assert ran == [STRANGER] * 2
 
 
+@pytest.mark.parametrize("kind", ["function", "tool"])
+@pytest.mark.parametrize("place", ["protected", "nobody protects it", "unprotected"])
+def test_an_equal_effect_after_a_question_is_another_one(kind: str, place: str, how: str, ran: Any) -> None:
+    """The node runs again with the answer: its first effect is not repeated, and is not taken for the second. Unprotected, it is repeated."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"act": {"effect": "write"}})
+    act: Any = lambda: ran.append(STRANGER)
+    if place != "unprotected":
+        act = authz.effect("act")(act) if kind == "function" else partial(authz.guard(a_tool("act", act)).invoke, {})
+    graph = node_graph(lambda _: (act(), interrupt("go on?"), act()) and {}, checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if place == "protected" else graph
+    with authz.run(subject="alice"):
+        for given in (human(), Command(resume="yes")):
+            (sync if how == "sync" else in_loop)(graph, given, THREAD)
+    assert ran == [STRANGER] * (3 if place == "unprotected" else 2)
+
+
 @pytest.mark.parametrize("permit", [True, False])
 def test_a_block_is_entered_only_on_a_permit(how: str, permit: bool, ran: Any) -> None:
     """Its call has a decision, a key, a credential and an end on record; a denied block does not run."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from langchain_core.tools import ToolException
+
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.decide_calls import decide_calls
@@ -283,3 +285,28 @@ def test_tools_that_each_make_an_equal_call_make_as_many(by: str, go: Any, prote
     if protected:
         told_model = " ".join(m.text for m in state["messages"])
         assert "same 1" in told_model and "same 2" in told_model
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_code_that_tries_a_failed_call_again_keeps_its_key(handled: bool, go: Any) -> None:
+    """Whether the tool raises its error or answers with it. An equal call after a success is another one, with another key."""
+    keys: list[str] = []
+
+    def act() -> str:
+        keys.append(current_call().idempotency_key)
+        if len(keys) == 1:
+            raise ToolException("no answer")
+        return "booked"
+
+    book = a_tool("book", act)
+    book.handle_tool_error = handled
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        for _ in range(3):
+            with contextlib.suppress(ToolException):
+                book.invoke(call("book", {}, "own"))
+        return {}
+
+    authz, graph = protecting(node_graph(step, checkpointer=InMemorySaver()), StaticPDP(True), profiles={"book": ToolProfile(effect="write", idempotent=True)})
+    told(authz, graph, human(), THREAD, go=go)
+    assert len(keys) == 3 and keys[0] == keys[1] != keys[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from langchain_core.tools import InjectedToolArg
 from langgraph.func import entrypoint, task
 
 from ._approvals import edit
@@ -393,3 +394,28 @@ def test_a_tool_outside_every_run_is_as_it_was(go: str, ran: Any) -> None:
     told(other, second, human())
     assert ran == [PAID, ("ann", 1.0, "unset"), PAID]
     assert code_of(lambda: told(authz, graph, human())) == "no_permit"
+
+
+@pytest.mark.parametrize("answer", [APPROVE, {"type": "edit", "edited_action": {"name": "pay", "args": {"recipient": "ann"}}}])
+def test_an_answer_leaves_what_code_injects(answer: Any, how: str, ran: list[Any]) -> None:
+    """The approver does not see the account, and cannot change it. The tool gets that of the code."""
+
+    @tool
+    def pay(recipient: str, account: Annotated[str, InjectedToolArg]) -> str:
+        """Pay."""
+        ran.append((recipient, account))
+        return "paid"
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(pay.invoke({"recipient": "bob", "account": "savings"}))]}
+
+    def agent(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [model.invoke("x")]}
+
+    model = ScriptedChatModel(script=[says(call("pay", {"recipient": "bob"}, "c"))])
+    profiles = {"pay": ToolProfile(effect="pay", critical={"recipient": "principal"})}
+    authz, graph = protecting(chain({"agent": agent, "step": step}, checkpointer=InMemorySaver()), asking("pay"), profiles=profiles)
+    (asked,) = run_as(authz, graph, human(), THREAD, how=how)["__interrupt__"]
+    assert asked.value["action_requests"][0]["args"] == {"recipient": "bob"} and ran == []
+    run_as(authz, graph, resume(answer), THREAD, how=how)
+    assert ran == [("bob" if answer is APPROVE else "ann", "savings")]
