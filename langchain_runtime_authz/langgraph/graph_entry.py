@@ -334,9 +334,8 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
                     left = RunEnd(head.id if head is not None else None, memory, children)
                     # If all tasks have ended, the marks of their children are not needed any more.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
-                edits = yield from checkpoints.updates_during(
-                    run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
-                )
+                namespaces = waiting.namespaces if waiting is not None else ()
+                edits = yield from checkpoints.updates_during(run, self.graph, place, namespaces, watch)
             except (CancelledError, KeyboardInterrupt):
                 yield from close_run(run, also=self.lost)
                 raise

@@ -80,9 +80,8 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
     """Return the run-time names of the agents in a graph, including remote ones."""
-    held = (
-        (v, v.label if isinstance(v, FoundGraph) else getattr(v, "name", "")) for v in reached_objects(graph, deep=True)
-    )
+    reached = reached_objects(graph, deep=True)
+    held = ((v, v.label if isinstance(v, FoundGraph) else getattr(v, "name", "")) for v in reached)
     return frozenset(str(name) for value, name in held if isinstance(value, FoundGraph) or is_remote(value))
 
 

@@ -210,9 +210,8 @@ def _with_facts(
         denied, counted = decision is not _UNDECIDED, row is not None and approval is None
         held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
         standing = standing_of(matched, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
-    doubts, repeated = (
-        doubts_of(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
-    )
+    may_ask = snapshot.doubts and not replay
+    doubts, repeated = doubts_of(run, snapshot, call, key, deeds, approval) if may_ask else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
