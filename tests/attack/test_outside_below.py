@@ -218,14 +218,14 @@ def test_what_waits_is_remembered_over_an_entry_that_is_refused(how: str, tmp_pa
     family = Family("tool-task", ledger=SqliteLedger(tmp_path / "ledger.db"))
     family.go(human())
     reads = [OSError("a database that is away for a moment")]
-    whole = graph_entry._Root._delivered
+    whole = graph_entry.RootEntry._delivered
 
     def told(*args: Any) -> Any:
         if reads:
             raise reads.pop()
         return (yield from whole(*args))
 
-    monkeypatch.setattr(graph_entry._Root, "_delivered", told)
+    monkeypatch.setattr(graph_entry.RootEntry, "_delivered", told)
     with pytest.raises(OSError, match="away"):
         family.go(None, how=how)
     assert marks(tmp_path / "ledger.db") == ["task"]
