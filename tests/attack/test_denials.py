@@ -447,3 +447,15 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any)
     assert ran == [("1", value)] and answer_to(state["messages"], "call-2").status == "error"
     assert reasons(authz, "write")[-1] == "approval_void"
     assert_went_on(state)
+
+
+@pytest.mark.parametrize(("effect", "end"), [("pay", "failed"), ("write", "denied")])
+def test_a_payment_in_which_a_step_was_denied_has_failed(effect: Any, end: str, go: Any) -> None:
+    """It may have paid before that, so it is in doubt. Another effect counts as denied."""
+    inner = a_tool("read", lambda path: path, path=str)
+    outer = a_tool("outer", lambda: inner.invoke({"path": "a"}))
+    profiles = {"read": ToolProfile(effect="read"), "outer": ToolProfile(effect=effect)}
+    graph = hand_written(replying([call("outer", {}, "c")]), [outer], checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, deny_only("read"), profiles=profiles)
+    told(authz, graph, human(), THREAD, go=go)
+    assert completions(authz) == [end]
