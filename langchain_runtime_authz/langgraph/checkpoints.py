@@ -224,7 +224,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.StatePlace, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if a child ran before. If edited since then, raise `AuthzDenied`."""
+    """Return True if a child ran before. Raises `AuthzDenied` if it was edited."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return record_child_edit(run, mark, read, partial(task_changed_between, graph, place.config, channels))
 

@@ -143,7 +143,7 @@ class NodePlans:
         self._taken.discard(place)
 
     def _record(self, run: Run) -> Flow[None]:
-        """Record the plans of the messages in `announced`. A repeated one keeps its plan."""
+        """Record the plans of the announced messages. A repeated message keeps its plan."""
         if self._kept is None:
             self._mark = f"{OF_TASK}plans:{private.task_id(self._config)}"
             mark = (yield Load(run.scope, Query(marks=(self._mark,)))).marks.get(self._mark, "[{}, {}]")

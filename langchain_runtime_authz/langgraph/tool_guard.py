@@ -218,7 +218,7 @@ def _decided_function(tool: BaseTool, guard: ToolGuard, raw: Callable[..., Any],
 def _called(
     forms: Any, tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Return a stage's output, or an awaitable of it. Decide a direct call first."""
+    """Return what a tool's method returns. Decide a direct call first."""
     execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)

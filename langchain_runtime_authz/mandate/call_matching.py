@@ -313,7 +313,7 @@ def _said(order: Argument) -> object:
 
 
 def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
-    """Return a call's deviations from a step, and read step → keys of its records."""
+    """Return a call's deviations from a step, and the records' keys by reading step."""
     deviations: list[Deviation] = []
     rows: _Rows = {}
     lists: list[_Slot] = []

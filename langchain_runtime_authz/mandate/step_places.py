@@ -58,11 +58,11 @@ Placed = tuple[list[BackedPlace], str | None]  # the claims, or why there are no
 
 
 class Placing:
-    """The positions that back a mandate's steps. `claims`: by step id.
+    """The positions that back a mandate's steps. `claims`: step id → its positions.
 
     Args:
         words: the user's messages.
-        known: what the mandate's tools are called, and what orders them.
+        known: the words that name the mandate's tools, and the verbs that order them.
         needs: the values of all side effects.
     """
 

@@ -108,7 +108,7 @@ def answer_outside_graph(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return the answer's texts, the carried plans, and the number of older texts."""
+    """Return the answer's texts, the plans to keep, and how many texts came before."""
     texts = correcting_texts([asked], [given])
     if not texts:
         return (), [], 0
