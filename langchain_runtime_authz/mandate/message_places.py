@@ -193,7 +193,7 @@ def leading(text: str) -> tuple[str, str]:
 
     "Move it from the account" has the last word "account", and "from".
     """
-    words = [word.lower() for word in _LEADING.findall(re.split(r"[,;:.!?\n]", text)[-1])[-4:]]
+    words = [word.lower() for word in _LEADING.findall(re.split(r"[,;:.!?\n，；：。！？]", text)[-1])[-4:]]
     return (words or [""])[-1], next((DIRECTIONS[word] for word in reversed(words) if word in DIRECTIONS), "")
 
 

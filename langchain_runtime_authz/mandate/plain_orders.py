@@ -235,6 +235,7 @@ def unclear(
     before = unsaid  # what no part before the first order says
     values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
     others = [last for first, last in values if _outside(own, first, last) == own]
+    others += [spans[found.start()][0] for found in _GRAMMAR["another"].finditer(codes)]
     phase: _Phase = "start"
     pointed = False  # "it" stands for the values, and nothing else is said before it
     mine = True  # the last verb orders the step
@@ -254,8 +255,9 @@ def unclear(
             return f"it is unclear what this means: {(shown or text)[part.start : part.end].strip()[:60]!r}"
         phase = following
         if rule != "read" and phase in ("start", "ordered"):
-            pointed = pointed or (rule == "it" and mine and min(others, default=part.start) >= part.start)
-            if mine and (not strict or _follows(part, "bare")):
+            plain = mine and (not strict or _follows(part, "bare"))
+            pointed = pointed or (rule == "it" and plain and min(others, default=part.start) >= part.start)
+            if plain:
                 unsaid = _outside(unsaid, part.start, part.end)
             texts = _outside(texts, part.start, part.end) if mine else texts
     if phase in ("start", "remark"):

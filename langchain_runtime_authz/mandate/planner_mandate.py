@@ -199,7 +199,7 @@ class _Check:
         if not profile.side_effect:
             placed, why = self.placing.read(needs)
         elif needs:
-            placed, why = self.placing.order(step, profile, needs, self._other_choices(profile, schemas, args))
+            placed, why = self.placing.order(step, profile, needs, self._other_choices(step.tool, args))
         else:
             placed, why = [], self.placing.unplaced(self.behind[step.id], _verbs(step.tool, profile))
         if why is not None:
@@ -217,19 +217,18 @@ class _Check:
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
 
-    def _other_choices(
-        self, profile: ToolProfile, schemas: Mapping[str, Any], args: Mapping[str, model.Argument]
-    ) -> dict[str, str]:
-        """Return choice → argument, for choices other than a default that is kept."""
-        left = {name: as_mapping(schema) for name, schema in schemas.items() if name not in args}
-        found = {
-            str(choice): name
-            for name, schema in left.items()
-            for choice in as_list(schema.get("enum"))
-            if not is_default(schema, choice)
-        }
-        for name in left:
-            found |= {word: name for word, value in profile.synonyms.get(name, {}).items() if value in found}
+    def _other_choices(self, tool: str, args: Mapping[str, model.Argument]) -> set[str]:
+        """Return the choices other than a default, or than what a synonym says."""
+        found = set[str]()
+        for name, schema in self.schemas[tool].items():
+            spoken = self.profiles[tool].synonyms.get(name, {})
+            if name in args:
+                own = _values(args[name])
+                others = set() if any(self.words.places(one)[0] for one in own) else {*spoken.values()}.difference(own)
+            else:
+                enum = as_list(as_mapping(schema).get("enum"))
+                others = {str(choice) for choice in enum if not is_default(schema, choice)}
+            found |= others.union(word for word, value in spoken.items() if value in others)
         return found
 
     def _needs(

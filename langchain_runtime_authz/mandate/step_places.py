@@ -7,7 +7,7 @@ must be a plain order (`mandate.plain_orders`). The other sentences may not chan
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -20,9 +20,8 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
+_BRACKETS: Final = frozenset("()-\u2013\u2014\u2026")
 _LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
-
-
 _SOURCE: Final = frozenset(("from", "source", "origin", "sender", "src"))  # words of an argument's name
 _TARGET: Final = frozenset(("to", "target", "destination", "recipient", "payee", "receiver", "dest", "dst"))
 
@@ -91,10 +90,10 @@ class Placing:
             placed.append(BackedPlace(found[-1], "", need))
         return placed, None
 
-    def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue], left: Mapping[str, str]) -> Placed:
+    def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue], left: Collection[str]) -> Placed:
         """Find positions for a side effect's values, all in one sentence that orders.
 
-        `left`: choices that the step does not take → their argument. The sentence may not say them.
+        `left`: choices that the step does not take. The message may not say them.
         """
         choices, before = [], list[BackedPlace]()
         for need in needs:
@@ -123,8 +122,8 @@ class Placing:
                 why = "it shares a value with a step that stands elsewhere in the words"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (other := self._says(n, sentence, left)) is not None:
-                why = f"`{left[other]}`: the words say {other!r}, but the step does not"
+            elif (other := self._says(left)) is not None:
+                why = f"the words say {other!r}, but the step does not"
             elif (wrong := self._misplaced(profile, placed)) is not None:
                 why = f"`{wrong}`: the words before its value mean another argument"
             elif (doubt := self._doubt(n, sentence, needs[0].verbs, placed)) is not None:
@@ -220,7 +219,10 @@ class Placing:
     def _again(self, need: NeededValue, found: Sequence[Place]) -> list[Place]:
         """Return where "it" stands for a value that the same sentence says before."""
         n, _, at = found[0]
-        return [Place(n, *span) for span in self.words.segments[n].pronouns(need.verbs, at)] if need.hit else []
+        said, segment = self._masked[n], self.words.segments[n]
+        begin = segment.starts[segment.sentence(at - 1)]
+        spans = segment.pronouns(need.verbs, at)[:1] if need.hit else ()
+        return [Place(n, *span) for span in spans if not says("another", said[begin : span[0]], self.known)]
 
     def _newest(self) -> list[tuple[int, int]]:
         segments = self.words.segments
@@ -295,11 +297,8 @@ class Placing:
             if shared := mine & others:
                 first, last = sorted(span_of_places(places - shared or places) for places in (mine, others))
                 one_each = len(mine) == len(others) == len(shared) + 1
-                return (
-                    one_each
-                    and self._parts(first.segment, first.end, last.start)
-                    and not any(map(self._in_list, shared))
-                )
+                listed = self._parts(first.segment, first.end, last.start)
+                return one_each and listed and not any(map(self._in_list, shared))
         return True
 
     def _in_list(self, place: Place) -> bool:
@@ -308,8 +307,10 @@ class Placing:
         return self._parts(n, said.rfind(VALUE, 0, start) + 1, start) or self._parts(n, end, said.find(VALUE, end))
 
     def _parts(self, n: int, start: int, end: int) -> bool:
-        """Return True if a text only parts two values of a list."""
-        return 0 < end - start < _SHOWN and says("listed", self._masked[n][start:end], self.known)
+        """Return True if a text only parts two listed values: "and", "and with"."""
+        before, said = self._masked[n][max(0, start - _SHOWN) : start], self._masked[n][start:end]
+        said = said.replace(f" {leading(before.rstrip(VALUE))[0]} ", " ", 1)
+        return 0 < len(said) < _SHOWN and _BRACKETS.isdisjoint(said) and says("listed", said, self.known)
 
     def _joined(self, placed: Sequence[BackedPlace]) -> bool:
         for owner in {c.need.owner for c in placed if c.need.joined}:
@@ -321,19 +322,16 @@ class Placing:
                 end = max(end, last)
         return True
 
-    def _says(self, n: int, sentence: int, choices: Iterable[str]) -> str | None:
-        said = self._said((n, sentence))
-        return next((c for c in choices if re.search(rf"(?<!\w){re.escape(c)}(?!\w)", said, re.IGNORECASE)), None)
+    def _says(self, choices: Iterable[str]) -> str | None:
+        said = "\n".join(map(self._said, self._newest()))
+        return next((c for c in choices if c and re.search(rf"(?i)(?<!\w){re.escape(c)}(?!\w)", said)), None)
 
     def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
         """Return an argument whose value stands behind another's name or direction."""
         names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
-        for claim in placed:
+        for claim in (c for c in placed if c.need.owner in names and not c.need.dictated):
             owner, (n, at, _) = claim.need.owner, claim.place
-            if claim.need.dictated or owner not in names:
-                continue
-            begin, _ = self.words.segments[n].span(self._sentence(claim.place)[1])
-            word, direction = leading(self._masked[n][begin:at].rpartition(VALUE)[2])
+            word, direction = leading(self._masked[n][:at].rpartition(VALUE)[2])
             other = "to" if names[owner] & _SOURCE else "from" if names[owner] & _TARGET else None
             named = [name for name, words in names.items() if singular(word) in words]
             labelled = named and owner not in named and word not in DIRECTIONS and word not in claim.need.verbs

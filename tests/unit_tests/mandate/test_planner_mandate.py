@@ -399,6 +399,7 @@ def test_a_planner_neither_names_its_source_nor_the_occasion() -> None:
 @pytest.mark.parametrize(("text", "args", "left"), [
     ("Deploy billing to the staging environment", {"service": "billing"}, False), ("Deploy billing to the test environment", {"service": "billing"}, False),
     ("Deploy billing to the staging environment", {"service": "billing", "environment": "staging"}, True), ("Deploy billing", {"service": "billing"}, True),
+    ("Deploy billing. The environment is staging.", {"service": "billing"}, False),
     ("Deploy billing on 3 June at 10:00 and the rest on 4 June at 12:00", {"service": "billing", "at": "2027-06-03T12:00"}, False),
     ("Deploy billing on 3 June at 10:00", {"service": "billing", "at": "2027-06-03T10:00"}, True),
     ("Deploy billing on 03/04/2027", {"service": "billing", "at": "2027-04-03"}, False), ("Deploy billing on 03.04.2027", {"service": "billing", "at": "2027-04-03"}, True),
@@ -415,11 +416,11 @@ def test_a_default_gives_way_to_the_words_and_a_time_belongs_to_the_nearest_date
 
 @pytest.mark.parametrize(("text", "status", "left"), [
     ("Set T-5 to paused", "on_hold", True), ("Mets T-5 en pause", "on_hold", True), ("Park T-5", "on_hold", True), ("Set T-5 to paused", "closed", False),
-    ("Never set T-5 to paused", "on_hold", False), ("Set T-5 to open", "on_hold", False),
+    ("Never set T-5 to paused", "on_hold", False), ("Set T-5 to open", "on_hold", False), ("Set the open T-5 to paused", "on_hold", False),
 ])  # fmt: skip
 def test_the_profiles_synonyms_say_a_value(text: str, status: str, left: bool) -> None:
     profile = {"effect": "write", "critical": {"ticket": "object", "status": "value"}, "intent": ["(set|park|mets) {ticket} to {status}"],
-               "synonyms": {"status": {"paused": "on_hold", "pause": "on_hold", "park": "on_hold"}}}
+               "synonyms": {"status": {"paused": "on_hold", "pause": "on_hold", "park": "on_hold", "open": "active"}}}
     step, schema = Step("s", "set", {"ticket": "T-5", "status": status}), {"ticket": {}, "status": {}}
     mandate = backed_part(Mandate(steps=(step,)), [text], load_profiles({"set": profile}), {"set": schema}).mandate
     assert mandate is not None
