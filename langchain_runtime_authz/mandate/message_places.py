@@ -263,7 +263,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def certain(self, form: str, start: int, end: int) -> bool:
-        """Return True if a number or date has no other reading; "1.250" has one.
+        """Return True if a number or date has only one reading, unlike "1.250".
 
         "1,250" and "1.250 EUR" are 1250, and 03.04.2027 is in April.
         """
