@@ -32,6 +32,7 @@ _ENCLITICS: Final = (
     re.compile(r"(?:me|te|ve|nos|se|mi|ti|ci|vi|glie|ce)(l[oa]s?|li)$|(?:me|te|ve|nos|les?|se|mi|ti|ci|vi|gli)$"),
 )
 _ACCENTS: Final = str.maketrans("áéíóú", "aeiou")  # "resérvame" of "reserva"
+_ALIKE: Final = str.maketrans("\u017f\u0131", "si")  # long s, dotless i
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
 
@@ -39,12 +40,22 @@ def _lexer() -> str:
     """Return a pattern with a group for each kind. The first match decides."""
     spaced, unspaced = list[str](), list[str]()
     for kind, words in _LISTS.items():
-        said = {language: "|".join(sorted(several, key=len, reverse=True)) for language, several in words.items()}
+        said = {language: _lower_rule("|".join(sorted(one, key=len, reverse=True))) for language, one in words.items()}
         others = "|".join(said.pop(key) for key in ("zh", "signs") if key in said)
         unspaced += [f"(?P<{kind}_>{others})"] if others else []
         spaced += [f"(?P<{kind}>{'|'.join(said.values())})".replace(r"\w", _SPACED)] if said else []
     whole = rf"(?<!{_SPACED})(?:{'|'.join(spaced)})(?:(?<=['\u2019])|(?!-?{_SPACED}))"
     return "|".join((whole, *unspaced))
+
+
+def _lower_rule(rule: str) -> str:
+    return re.sub(r"(?<!\\)[^\W\d_]+", lambda letters: letters[0].lower(), rule)  # not "\S"
+
+
+def _lower(text: str) -> str:
+    """Return a text in lower case, with each letter where it was."""
+    found = text.translate(_ALIKE).lower()
+    return found if len(found) == len(text) else "".join(letter.lower()[:1] for letter in text.translate(_ALIKE))
 
 
 def _grammar() -> dict[str, re.Pattern[str]]:
@@ -57,7 +68,7 @@ def _grammar() -> dict[str, re.Pattern[str]]:
     return {name: lazy(rule) for name, rule in rules.items()}
 
 
-_TOKEN: Final = lazy(_lexer(), re.IGNORECASE)
+_TOKEN: Final = lazy(_lexer())  # of texts in lower case: twice as fast as with `IGNORECASE`
 _GRAMMAR: Final = _grammar()
 _BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"  # the first decides
 _BEHIND: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "aside"  # behind an order
@@ -115,7 +126,7 @@ def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -
 def _read(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
     codes, spans = "", list[tuple[int, int]]()
-    for match in _TOKEN.finditer(text):
+    for match in _TOKEN.finditer(_lower(text)):
         kind, (start, end) = (match.lastgroup or "").removesuffix("_"), match.span()
         touches = kind == "han" and spans[-1:] == [(start - 1, start)]
         if touches and text[start - 1 : end] in known.verbs:  # 关闭
@@ -157,6 +168,12 @@ def says(kind: str, text: str, known: Known) -> bool:
     """Return True if a text has a word of a kind, or words that follow a rule."""
     codes = _read(text, known)[0]
     return _any(codes, kind) if kind in _CODES else _GRAMMAR[kind].search(codes) is not None
+
+
+def starts_of(rule: str, text: str, known: Known) -> list[int]:
+    """Return where words of a text begin to follow a rule."""
+    codes, spans = _read(text, known)
+    return [spans[found.start()][0] for found in _GRAMMAR[rule].finditer(codes)]
 
 
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:

@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import singular, words_of
 from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, unclear
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, starts_of, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -162,8 +162,13 @@ class Placing:
     def _run_together(self, one: Place, two: Place) -> bool:
         """Return True if nothing like "and" parts two steps' values: "close T-1 for T-2"."""
         first, last = sorted((one, two))
-        between = self._masked[first.segment][first.end : last.start]
-        return _overlap(one, two) or (first.segment == last.segment and not says("apart", between, self.known))
+        parted = any(first.end <= at < last.start for at in self._parted[first.segment])
+        return _overlap(one, two) or (first.segment == last.segment and not parted)
+
+    @cached_property
+    def _parted(self) -> list[list[int]]:
+        """For each segment: where something like "and" parts values."""
+        return [starts_of("apart", said, self.known) for said in self._masked]
 
     def quotes_more(self, step: str) -> bool:
         """Return True if a quotation that no step uses may be a step's text."""
