@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.coverage.observers import AuthzCallbackHandler
     from langchain_runtime_authz.credential.ticket import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
-    from langchain_runtime_authz.langgraph.observers import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
     from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
     from langchain_runtime_authz.mandate.model import Mandate
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "AuthzCallbackHandler": "langgraph.observers",
+    "AuthzCallbackHandler": "coverage.observers",
     "AuthzDenied": "errors",
     "AuthzError": "errors",
     "AuthzHalt": "langgraph.run_context",

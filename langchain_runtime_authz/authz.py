@@ -21,13 +21,13 @@ from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, newest_record
+from langchain_runtime_authz.coverage import observers
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
-from langchain_runtime_authz.langgraph import observers
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
@@ -53,10 +53,10 @@ from langchain_runtime_authz.tool_profile import Source, load_profiles
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.explanation import Explanation
+    from langchain_runtime_authz.coverage.report import CoverageReport
     from langchain_runtime_authz.credential.approval_statement import Approvers
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
-    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 
 __all__ = ["RuntimeAuthz", "TaskSources"]
 
@@ -405,6 +405,6 @@ class RuntimeAuthz(Threads):
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
         """Report which parts of `graph` are governed, and by which enforcement point."""
-        from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
+        from langchain_runtime_authz.coverage.report_rows import coverage_of
 
         return coverage_of(graph, self._protection)

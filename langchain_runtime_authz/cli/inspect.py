@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.graph_target import Graph
-    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
+    from langchain_runtime_authz.coverage.report import CoverageReport
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 
 
@@ -47,7 +47,7 @@ def inspect(
     runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
     runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """
-    from langchain_runtime_authz.langgraph.coverage.report import Baseline
+    from langchain_runtime_authz.coverage.report import Baseline
 
     if baseline is not None and not fail_ungoverned:
         raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
@@ -81,7 +81,7 @@ def inspect(
 def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
     """Return (1) coverage now (None if protected), (2) under `protect`, (3) profiles."""
     from langchain_runtime_authz import RuntimeAuthz
-    from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
+    from langchain_runtime_authz.coverage.report_rows import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
 
     owner = owner_of(graph)

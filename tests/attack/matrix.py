@@ -16,10 +16,10 @@ from typing import Final
 from unittest.mock import patch
 
 import langchain_runtime_authz
+from langchain_runtime_authz.coverage.report import CoverageReport, Part
 from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
-from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Part
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, reset_node
 from tests import generated

@@ -23,6 +23,7 @@ from langchain_runtime_authz import (
     current_call,
     profile,
 )
+from langchain_runtime_authz.coverage.report import CoverageReport
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
@@ -31,7 +32,6 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.evaluation import parse_request
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, platform_user
-from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
 from langchain_runtime_authz.ledger import PostgresLedger, SqliteLedger
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp import PDP, Decision

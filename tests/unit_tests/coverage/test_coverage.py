@@ -27,9 +27,9 @@ from langgraph.types import CachePolicy
 from pydantic import SecretStr
 
 from langchain_runtime_authz import AuthzMiddleware
+from langchain_runtime_authz.coverage.code_scan import secrets_of
+from langchain_runtime_authz.coverage.report import Baseline
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.langgraph.coverage.code_scan import secrets_of
-from langchain_runtime_authz.langgraph.coverage.report import Baseline
 from langchain_runtime_authz.langgraph.object_graph import objects_loaded_by, walk_objects
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import *

@@ -22,7 +22,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.store.memory import InMemoryStore
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.langgraph.coverage.code_scan import acting_nodes
+from langchain_runtime_authz.coverage.code_scan import acting_nodes
 from tests.attack._graphs import node_graph, pay_tool
 
 AUTHZ = RuntimeAuthz(profiles={"mail": {"effect": "send"}})

@@ -28,8 +28,8 @@ from langgraph.pregel.protocol import PregelProtocol
 from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
+from langchain_runtime_authz.coverage.report import Part
 from langchain_runtime_authz.langgraph import object_graph
-from langchain_runtime_authz.langgraph.coverage.report import Part
 from langchain_runtime_authz.langgraph.declared_effects import effect
 from langchain_runtime_authz.langgraph.model_call import tool_names
 from langchain_runtime_authz.langgraph.private_api import Pregel, PregelNode, ToolNode

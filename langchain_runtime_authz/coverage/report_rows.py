@@ -14,15 +14,15 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 
+from langchain_runtime_authz.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in_code
+from langchain_runtime_authz.coverage.observers import ObservedEffect, what_is_unseen
+from langchain_runtime_authz.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Part
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in_code
-from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Part
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_gate import is_gated
-from langchain_runtime_authz.langgraph.observers import ObservedEffect, what_is_unseen
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
