@@ -18,9 +18,8 @@ from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, co
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
 from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.graph_input import open_questions
-from langchain_runtime_authz.langgraph.messages import human_texts
+from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, update_in
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
-from langchain_runtime_authz.langgraph.state_updates import messages_in, update_in
 from langchain_runtime_authz.ledger.base import Approval, InDoubtCall, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction

@@ -27,12 +27,12 @@ from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
+from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
 from langchain_runtime_authz.langgraph.private_api import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, current_run
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.run import Flow, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_observation
 

@@ -29,13 +29,12 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.call_messages import answer_message, unknown_call
 from langchain_runtime_authz.langgraph.graph_input import resume_handler
-from langchain_runtime_authz.langgraph.messages import answer_message
 from langchain_runtime_authz.langgraph.model_call import call_as_sent, decide_shown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, current_run, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, UndecidedCall, arrival_unguarded
-from langchain_runtime_authz.langgraph.tool_call_parsing import unknown_call
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay

@@ -18,10 +18,9 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
-from langchain_runtime_authz.langgraph import answer_numbers
+from langchain_runtime_authz.langgraph import interrupts
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.messages import stored_result
-from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
+from langchain_runtime_authz.langgraph.call_messages import parses_alike, stored_result
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
@@ -35,11 +34,11 @@ from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asking_calls
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
-_SKIPPED: Final[dict[str, list[str]]] = {answer_numbers.OURS: []}  # stored as the answer with a skipped number
+_SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value))
+Interrupt: Final = Effect(lambda _, value: interrupts.interrupt_for(value))
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
-AskAgain: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value, approval_questions.approval_ids(value)))
+AskAgain: Final = Effect(lambda _, value: interrupts.interrupt_for(value, approval_questions.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -70,7 +69,7 @@ def decide_together(
     decided = yield from _decide(run, calls, entry)
     for one in decided:
         if may_ask is not None and one.row is not None:
-            answer_numbers.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
+            interrupts.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _Asking(run, config, may_ask).ask(calls, decided)
             break
@@ -158,7 +157,7 @@ class _Asking:
         self.task = private.task_id(config)
         self.here = run.engine.on_ask is not None  # `on_ask` answers at once
         self.pauses = not self.here and bool(private.checkpointer_of(config))
-        self._pad, self._numbers = private.scratchpad_of(config), answer_numbers.numbers_of(config)
+        self._pad, self._numbers = private.scratchpad_of(config), interrupts.numbers_of(config)
 
     @property
     def _keyed(self) -> bool:
@@ -167,7 +166,7 @@ class _Asking:
 
     def _known(self) -> tuple[set[str], set[str]]:
         """Return ids of questions answered in this execution, and keys of rejected calls."""
-        return self.run.local.answered.setdefault(answer_numbers.execution_of(self.config), (set(), set()))
+        return self.run.local.answered.setdefault(interrupts.execution_of(self.config), (set(), set()))
 
     def ask(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False
@@ -269,7 +268,7 @@ class _Asking:
                     yield Commit(run.scope, run.guard, [SetMark(mark, own)])
                 return
             self._pad.resume.append(dict(_SKIPPED))
-            answer_numbers.keep_numbers(self.config, [len(self._pad.resume) - 1])
+            interrupts.keep_numbers(self.config, [len(self._pad.resume) - 1])
 
     def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
         """Return the answer to a question, or pause. Skip answers to earlier questions."""
@@ -280,15 +279,15 @@ class _Asking:
             if (number := private.number_of(config, own)) is not None:
                 free = self._numbers is None or self._numbers.is_free(number)
                 given, plain = self._pad.resume[number], free and (settled or not self._keyed)
-                if answer_numbers.is_marked_for(given, ids, plain=plain):
-                    answer_numbers.keep_numbers(config, [number])
+                if interrupts.is_marked_for(given, ids, plain=plain):
+                    interrupts.keep_numbers(config, [number])
                     return given
                 if settled and self._numbers is not None:
                     return None
                 pause = AskAgain  # another question has its number
             yield from self._pass_others(ids[0])
             if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
-                self._pad.resume.append({answer_numbers.OURS: ids})  # it was answered outside the graph
+                self._pad.resume.append({interrupts.OURS: ids})  # it was answered outside the graph
                 continue
             answer = yield pause(question)
             if pause is AskAgain or not own or self._pad is None:

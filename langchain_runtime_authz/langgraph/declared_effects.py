@@ -34,8 +34,10 @@ from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.credential.ticket import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph import messages, tool_execution
+from langchain_runtime_authz.langgraph import tool_execution
+from langchain_runtime_authz.langgraph.call_messages import answer_message, stored_result
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
+from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE, NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import current_run
@@ -43,7 +45,6 @@ from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, NodeCall, O
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow, new_id
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles
@@ -138,7 +139,7 @@ class EffectBlock(FlowContext[Any]):
 
     def first_output(self) -> Any:
         """Return the first call's stored output. If it is not stored, raise."""
-        result = messages.stored_result(getattr(self.begun[0], "result", None))
+        result = stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # the output was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]
@@ -282,7 +283,7 @@ def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolE
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
-        messages.answer_message(denied, None)  # raises
+        answer_message(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one, pending in zip(calls, waiting, strict=True):
         arrived = one.decided(pending)

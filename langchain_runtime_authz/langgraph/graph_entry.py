@@ -9,7 +9,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, StateSnapshot
@@ -27,9 +27,9 @@ from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer, keyed_answers, record_answer
-from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts
+from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, update_in
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
-from langchain_runtime_authz.langgraph.state_updates import update_in
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids
@@ -413,3 +413,10 @@ class ChildEntry(RunEntry[Any]):
             except Exception as exc:  # noqa: BLE001  (as for a root entry)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close_run(run, also=marks)
+
+
+class AuthzParts(Protocol):
+    """The parts of a `RuntimeAuthz` that enforcement points use."""
+
+    profiles: Profiles
+    run_opener: RunOpener

@@ -21,14 +21,12 @@ from langgraph.types import Command, Interrupt, StateSnapshot
 
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
-from langchain_runtime_authz.langgraph import messages, state_updates
+from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of, find_checkpoint
+from langchain_runtime_authz.langgraph.interrupts import OURS, note_question
+from langchain_runtime_authz.langgraph.messages import channel_value, messages_in, newest_plan, unwrap_overwrite
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
-from langchain_runtime_authz.langgraph.review_questions import note_question
-from langchain_runtime_authz.langgraph.state_updates import channel_value, messages_in, unwrap_overwrite
-from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Approval, Query, Snapshot
 from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, questions_shown
@@ -118,7 +116,7 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 def removed_message_ids(given: object) -> set[str]:
     """Return the ids of messages that an input removes, or `REMOVE_ALL_MESSAGES`."""
     replaces, _ = unwrap_overwrite(channel_value(given, "messages"))
-    gone = {i for m in messages_in(given) if (i := state_updates.removed_by(m)) is not None}
+    gone = {i for m in messages_in(given) if (i := messages.removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
 
@@ -160,12 +158,12 @@ def deliver_corrections(entry: OpenedEntry, input: Any, state: Any, asked: Colle
     # Give each message an id: without one, a pending write gets a new id each time the state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
-        return state_updates.with_messages(input, news)
+        return messages.with_messages(input, news)
     update = input.update if isinstance(input, Command) else None
     if not before or messages.has_unanswered_calls(before) or not (update is None or isinstance(update, dict)):
         entry.run.entry.undelivered = tuple(t.text for t in texts)
         return input
-    merged = state_updates.with_messages(update, news)
+    merged = messages.with_messages(update, news)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 

@@ -1,213 +1,102 @@
-"""Read LangChain messages, record plans, and answer calls that do not run.
+"""Read the messages in states, inputs and updates, and record the plans in them.
 
-An answer holds a neutral sentence and the decision's id. A plan is recorded when its node returns, before any code can
-act on it. AI messages from a node's input, a client, a hand-back or a tool node are never plans.
+A plan is an AI message with tool calls. It is recorded when its node returns, before any code can act on it. AI
+messages from a node's input, a client, a hand-back or a tool node are never plans.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import orjson
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.messages.chat import ChatMessage
 from langchain_core.messages.utils import convert_to_messages
-from langchain_core.tools import BaseTool
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
-from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.state_updates import channel_value, messages_in, update_in
 from langchain_runtime_authz.ledger.base import Committed
 from langchain_runtime_authz.ledger.changes import RecordPlan
-from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
-_LATER = "This action could not be checked, so it was not carried out. It may be possible later."
-_SPOKEN: Mapping[str, str] = {
-    **{code: _LATER for code in Code if code.retry == "later"},
-    Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
-    Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
-    Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
-    Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
-    Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
-    Code.NOT_REACHED: "This action was not carried out, because one before it was not. Plan it again if it is needed.",
-    Code.APPROVAL_EXPIRED: "The user's approval came too late, so this action was not carried out. Plan again.",
-    Code.APPROVAL_REJECTED: "The user rejected this action. Do not repeat it unless the user asks for it.",
-}
+_OVERWRITE = "__overwrite__"
+_PAIR = 2  # (name, value); ("user", "text")
+
+
+def update_in(given: object) -> object:
+    """Return the state update in a root input. A `Command`'s pairs become a mapping."""
+    update = given.update if isinstance(given, Command) else given
+    pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
+    if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
+        return update
+    found: dict[str, Any] = {}
+    for name, value in pairs:  # one channel may be written twice
+        if name in found:
+            (replaces, before), (again, value) = unwrap_overwrite(found[name]), unwrap_overwrite(value)  # noqa: PLW2901
+            value = [*_listed(before), *_listed(value)]  # noqa: PLW2901
+            value = Overwrite(value) if replaces or again else value  # noqa: PLW2901
+        found[name] = value
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def unwrap_overwrite(value: Any) -> tuple[bool, Any]:
+    """Return True if a written value bypasses the reducer, and the unwrapped value."""
+    if isinstance(value, Overwrite):
+        return True, value.value
+    if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
+        return True, value[_OVERWRITE]
+    if isinstance(value, dict) and value.get("type") == _OVERWRITE and "value" in value:
+        return True, value["value"]
+    return False, value
+
+
+def channel_value(state: object, name: str) -> Any:
+    """Return a channel's value in a state, which is a mapping or an object."""
+    return state.get(name) if isinstance(state, (dict, Mapping)) else getattr(state, name, None)
+
+
+def messages_in(value: Any) -> list[Any]:
+    """Return the list of messages in a state or an input."""
+    _, found = unwrap_overwrite(
+        value.get("messages") if type(value) is dict else channel_value(update_in(value), "messages")
+    )
+    pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
+    if isinstance(found, list | tuple) and not pair:
+        return list(found)
+    return [] if found is None else [found]
+
+
+def removed_by(entry: object) -> str | None:
+    """Return the id of the message that an entry removes, or None."""
+    if isinstance(entry, Mapping):
+        ident = entry.get("id") if "remove" in (entry.get("role"), entry.get("type")) else None
+        return ident if isinstance(ident, str) else None
+    return entry.id if isinstance(entry, RemoveMessage) else None
+
+
+def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
+    """Put `first` before an update's messages, but after a message that removes all."""
+    own = messages_in(update)
+    at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
+    merged = [*own[:at], *first, *own[at:]]
+    replaces, _ = unwrap_overwrite((update or {}).get("messages"))
+    return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
+
+
 USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on messages of an async sub-agent to its parent's thread
-_TOLD = "__tool_message__"
-_PAIR = 2  # (content, artifact)
-MAX_KEPT = 64 * 1024  # characters of a stored result
 _MAX_PLANNED = 32  # number of a plan's calls that its audit record names
-_TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
-_DENIED = "This action is not permitted. Do not repeat it."
-
-
-def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
-    """Return the tool message for a call that does not run."""
-    said, status, reason = denial.message, "success", denial.decision.reason
-    if reason != Code.APPROVAL_ANSWERED:
-        told = f" The user said: {said}" if said else ""
-        said, status = f"{_SPOKEN.get(reason, _DENIED)}{told} (decision {denial.decision.decision_id})", "error"
-    return ToolMessage(said, name=denial.call.tool, tool_call_id=call_id or "", status=status)
-
-
-def denial_of(call: Call, exc: AuthzDenied) -> Denial:
-    """Return the denial of a call that `exc` stopped."""
-    return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))
-
-
-def edit_note(call: Call) -> str:
-    """Return a note for the model, which says that the user replaced its call."""
-    return (
-        "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
-        f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
-    )
-
-
-def with_note(output: Any, note: str) -> Any:
-    """Return a tool's output with a note before each tool message's text."""
-    if isinstance(output, ToolMessage):
-        content: Any = output.content
-        if isinstance(content, str):
-            content = f"{note}\n\n{content}" if content else note
-        else:
-            content = [{"type": "text", "text": note}, *content]
-        return output.model_copy(update={"content": content})
-    if isinstance(output, Command) and isinstance(output.update, dict):
-        return replace(output, update={k: with_note(v, note) for k, v in output.update.items()})
-    if isinstance(output, list):
-        return [with_note(v, note) for v in output]
-    return output
-
-
-def result_for_replay(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
-    """Return a tool's result as JSON for a replay; None if it cannot be stored.
-
-    `asked`: numbers of the answers (`answer_numbers`) that the tool used.
-    """
-    record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
-    if told := isinstance(output, ToolMessage):
-        record |= {"content": output.content, "status": output.status}
-        record |= {} if output.artifact is None else {"artifact": output.artifact}
-    content = record["content"]
-    plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
-    try:
-        if not told and isinstance(output, Command):
-            record |= {"command": _command_text(record.pop("content")), "call_id": call_id}
-        text = orjson.dumps(record).decode() if plain and "artifact" not in record else json.dumps(record)
-    except (TypeError, ValueError, LookupError, RecursionError):  # not JSON
-        text = ""
-    if 0 < len(text) <= MAX_KEPT:
-        return text
-    if "artifact" in record:
-        return result_for_replay(output.model_copy(update={"artifact": None}), asked)
-    return only_asked(asked)
-
-
-def _command_text(output: Command[Any]) -> str:
-    """Serialise a tool's `Command`. Raises `ValueError` if it is not plain JSON."""
-    parts = [output.update, output.goto or None, output.graph]
-    text = json.dumps(parts, default=lambda o: {_TOLD: o.model_dump()} if type(o) is ToolMessage else o)
-    if json.loads(text, object_hook=_untold) != parts:
-        raise ValueError
-    return text
-
-
-def _untold(found: dict[str, Any], before: str | None = None, now: str = "") -> Any:
-    if [*found] != [_TOLD]:
-        return found
-    message = ToolMessage(**found[_TOLD])
-    message.tool_call_id = now if message.tool_call_id == before else message.tool_call_id
-    return message
-
-
-def read_by_model(tool: BaseTool, returned: Any) -> Any:
-    """Return the part of a tool's return value that a model reads."""
-    if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
-        return _plain(returned[0])
-    return _plain(returned)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseMessage):
-        return _plain(value.content)
-    if isinstance(value, Command):
-        update = value.update if isinstance(value.update, dict) else {}
-        messages = update.get("messages", [])
-        return [_plain(m) for m in messages if isinstance(m, BaseMessage)] if isinstance(messages, list) else None
-    if isinstance(value, list) and value:
-        if all(isinstance(v, dict) and v.get("type") == "text" and set(v) <= _TEXT_BLOCK for v in value):
-            texts = [v.get("text", "") for v in value]
-            return texts[0] if len(texts) == 1 else texts
-        if any(isinstance(v, BaseMessage | Command) for v in value):
-            return [_plain(v) for v in value]
-    return value
-
-
-def only_asked(asked: Sequence[int]) -> str | None:
-    """Return a stored result with only the numbers of answers; None without numbers."""
-    return json.dumps({"answers": asked}) if asked else None
-
-
-def stored_result(result: str | None) -> dict[str, Any]:
-    """Parse the JSON of `result_for_replay` to a mapping. Any key may be missing."""
-    return json.loads(result) if result else {}
-
-
-def replayed_result(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
-    """Return the recorded result of a call that ran before, for the call `call_id`."""
-    if not replay.message and (text := (result := stored_result(replay.result)).get("command")) is not None:
-        # If the model was called again, the same call has a new id.
-        renamed = partial(_untold, before=result.get("call_id"), now=call_id)
-        update, goto, graph = json.loads(text, object_hook=renamed)
-        return Command(update=update, goto=goto or (), graph=graph)
-    return replay_message(replay, call_id)
-
-
-def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
-    """Return a tool message with the recorded result of a call that ran before."""
-    result = stored_result(replay.result)
-    content = result.get("content", "This action was carried out before; its result was not kept.")
-    content = content if isinstance(content, str | list) else json.dumps(content)
-    status = result.get("status", "success")
-    told = {"name": replay.call.tool, "status": status, "artifact": result.get("artifact")}
-    message = ToolMessage(content=content, tool_call_id=call_id or "", **told)
-    if not replay.message:
-        return message
-    note = f"Note: the task changed after this action was carried out. The user said: {replay.message}"
-    return cast("ToolMessage", with_note(message, note))
-
-
-def answer_message(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the message for a denied or replayed call, which does not run.
-
-    Without a call id, return a replay's content, and raise a denial as an exception. With `text`, return its text.
-    """
-    if isinstance(verdict, Denial):
-        # A call whose run has ended is decided again when the thread continues.
-        if verdict.decision.reason == Code.LEASE_ENDED:
-            raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
-        if call_id is not None:
-            return denial_message(verdict, call_id)
-        if text:
-            return denial_message(verdict, "").content
-        raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
-    if call_id is None and not verdict.message and "content" in (result := stored_result(verdict.result)):
-        return result["content"]
-    return replayed_result(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
 def as_message(entry: object) -> BaseMessage | None:
@@ -300,6 +189,51 @@ def has_unanswered_calls(messages: Sequence[Any]) -> bool:
         elif isinstance(message, AIMessage):
             return any(c["id"] not in answered for c in message.tool_calls)
     return False
+
+
+def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
+    fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}
+    for name, held in fields.items():
+        yield str(name), held if isinstance(held, list | tuple) else (held,)
+
+
+def newest_messages(value: object) -> list[tuple[str, AIMessage]]:
+    """Return each field of an input with its newest AI message that has calls."""
+    found = ((n, [m for m in held if isinstance(m, AIMessage) and m.tool_calls][-1:]) for n, held in _lists(value))
+    return [(name, message) for name, newest in found for message in newest]
+
+
+def newest_plan(given: object) -> AIMessage | None:
+    """Return the newest AI message with calls in a node's input, or None."""
+    return next((message for _, message in newest_messages(given)), None)
+
+
+def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
+    """Yield tool calls in an input, such as a `Send` passes to a node."""
+    if isinstance(value, (dict, Mapping)):
+        ident, name, args = value.get("id"), value.get("name"), value.get("args")
+        if isinstance(ident, str) and isinstance(name, str) and isinstance(args, dict):
+            yield value
+        elif depth:
+            for held in value.values():
+                yield from sent_calls(held, depth - 1)
+    elif isinstance(value, list | tuple) and depth:
+        for held in value:
+            yield from sent_calls(held, depth - 1)
+
+
+def answered_calls(value: object) -> set[str]:
+    """Return the ids of answered calls. If a later message reuses an id, it is open."""
+    found = set[str]()
+    for _, held in _lists(value):
+        answered = set[str]()
+        for message in held:
+            if isinstance(message, ToolMessage):
+                answered.add(message.tool_call_id)
+            elif isinstance(message, AIMessage):
+                answered.difference_update([c["id"] or "" for c in message.tool_calls])
+        found |= answered
+    return found
 
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:

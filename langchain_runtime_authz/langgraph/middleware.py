@@ -16,23 +16,45 @@ from typing import Any, Final
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
+from langchain_runtime_authz._flow import run_within
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
+from langchain_runtime_authz.langgraph import interrupts
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.graph_entry import RunEntry
+from langchain_runtime_authz.langgraph.graph_entry import AuthzParts, RunEntry
 from langchain_runtime_authz.langgraph.graph_input import resume_handlers
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
+from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
-from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, decided_already, under_lock
-from langchain_runtime_authz.langgraph.tool_node import AuthzParts
+from langchain_runtime_authz.langgraph.tool_batch import (
+    CallQueue,
+    MessageCalls,
+    QueuedCall,
+    answer_of,
+    give_back,
+    instead_of,
+    note_edit,
+)
+from langchain_runtime_authz.langgraph.tool_execution import (
+    Locks,
+    PendingCall,
+    RunCode,
+    decided_already,
+    under_lock,
+)
+from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld_tools
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, methods
+
+MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
 
 _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
@@ -195,3 +217,54 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
         drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     heard.waits[node] = record
+
+
+class ToolCallPEP:
+    """Decides tool calls for `AuthzMiddleware`."""
+
+    def __init__(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
+        self._lock = forkable_lock()
+
+    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
+        """Decide a call, and run `handler` if it is permitted."""
+        message = self._message(request, handler)
+        call, waiting = message.calls[0], (yield from message.decide(run))
+
+        def code(one: PendingCall) -> Flow[Any]:
+            if (answer := answer_of(one, call, message.config)) is not None:
+                return answer
+            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
+
+        try:
+            queue = CallQueue(message.config, message.calls, waiting)
+            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
+        finally:
+            yield from give_back(waiting)
+
+    def _message(self, request: Any, handler: object) -> MessageCalls:
+        runtime, call = request.runtime, request.tool_call
+        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
+        if isinstance(request.tool, BaseTool):
+            # Decide on the tool that would run: earlier middleware may have replaced it.
+            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
+            if not any(t is request.tool for t in tools):
+                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
+        # The cache holds the tools too, so that the ids in the key are not reused.
+        key = tuple(id(t) for t in tools)
+        with self._lock:  # tasks of one message share a node, and so their batch of decisions
+            if key not in self._nodes:
+                if len(self._nodes) >= MAX_TOOL_SETS:
+                    self._nodes.clear()
+                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
+                guard_held_by(self._nodes[key][1])
+            node = self._nodes[key][1]
+        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
+        reviewed = interrupts.reviewed_tools(handler)
+        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
+
+
+def _request(one: PendingCall, request: Any) -> Any:
+    tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
+    return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

@@ -25,12 +25,19 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, plan_calls, raw_digest
+from langchain_runtime_authz.langgraph import call_messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
-from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, keep_numbers
+from langchain_runtime_authz.langgraph.call_messages import (
+    Describe,
+    denial_message,
+    denial_of,
+    injected_in,
+    not_injected,
+    replay_message,
+)
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.messages import denial_message, denial_of, record_plans, replay_message
+from langchain_runtime_authz.langgraph.interrupts import counting_questions, keep_numbers
+from langchain_runtime_authz.langgraph.messages import answered_calls, newest_messages, record_plans, sent_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
@@ -72,16 +79,16 @@ class NodePlans:
 
     @cached_property
     def _answered(self) -> Collection[str]:
-        return parsing.answered_calls(self._given)
+        return answered_calls(self._given)
 
     def find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
         """Find a call in the plans. Return it as planned with its place, or with None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
-        inside = [m for m in reversed(self.inside) if any(parsing.may_be(call, c) for c in m.tool_calls)][:1]
-        messages = inside or [message for _, message in parsing.newest_messages(self._given)]
+        inside = [m for m in reversed(self.inside) if any(may_be(call, c) for c in m.tool_calls)][:1]
+        messages = inside or [message for _, message in newest_messages(self._given)]
         plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
-        plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
+        plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in sent_calls(self._given)]
         for query, calls in plans:
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             for planned in self._open_calls(plan, calls, task) if plan is not None else ():
@@ -115,7 +122,7 @@ class NodePlans:
         if plan.origin and -1 not in calls:  # the carried plan lacks calls that the user rejected
             several += [p for p in plan_calls([*calls.values()]) if all(p[0] != q[0] for q in plan.calls)]
         if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
-            sent = {c["id"] for c in parsing.sent_calls(self._given)}
+            sent = {c["id"] for c in sent_calls(self._given)}
             several.sort(key=lambda p: p.call_id not in sent)
         made = {row[0]: (of, PlannedCall(*row)) for of, *row in self._made.get(plan.id, ())}
         own = [planned for of, planned in made.values() if of == task]
@@ -128,7 +135,7 @@ class NodePlans:
         call, place = one.call, (plan_id, planned.position)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
-        found = parsing.as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
+        found = as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
         if not found:
             return None
         self._taken.add(place)
@@ -289,10 +296,10 @@ class NodeCalls:
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
         """Return a state update that answers the message's open calls; None without any."""
-        held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
+        held = [(name, m.tool_calls) for name, m in newest_messages(self._given)]
         if not held and len(channels) == 1:
-            held = [(*channels, list(parsing.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
-        done = parsing.answered_calls(self._given)
+            held = [(*channels, list(sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
+        done = answered_calls(self._given)
         for name, calls in held:
             if name in channels and (left := [c for c in calls if c["id"] not in done]):
                 self._closed = True
@@ -311,5 +318,44 @@ class NodeCalls:
         if ident in self._came:
             return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
-        own = parsing.unknown_call(name, ident, None, None, {})
+        own = call_messages.unknown_call(name, ident, None, None, {})
         return denial_message(denial_of(own, AuthzDenied(code, exc.decision_id)), ident)
+
+
+def may_be(call: Call, sent: Mapping[str, Any]) -> bool:
+    """Return True if tool and id of a call fit a message's call."""
+    return bool(sent["name"] == call.tool and call.call_id in (None, sent["id"]))
+
+
+def as_planned(
+    call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
+) -> Call | None:
+    """Return the call with its planned id if it matches `planned`, else None.
+
+    Arguments that code added count as critical, except those in `ToolProfile.injected`.
+    """
+    if raw_digest(call.raw) == planned.args_digest:
+        return replace(call, call_id=planned.call_id)
+    sent = given if isinstance(given, Mapping) else {}
+    added = not_injected(sent, facts.injected).keys() - written.keys()
+    own = added & set(facts.profiled.profile.injected)
+    # An argument equal to the model's is not added: the model used an alias.
+    own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
+    facts = facts._replace(injected=facts.injected | own)
+    call = describe(facts, given)
+    handed = injected_in(sent, facts.injected)
+    as_written = describe(facts, {**written, **handed})
+    if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
+        return replace(call, call_id=planned.call_id, raw=written)
+    extra = added - own
+    merged = describe(facts, {**written, **handed, **{k: sent[k] for k in extra}})
+    if not extra or call.error is not None or merged.error is not None or merged.args_digest != call.args_digest:
+        return None
+    before = as_written.args if as_written.error is None else written
+    changed = {k for k, v in call.args.items() if k not in before or before[k] != v}
+    profile = facts.profiled.profile
+    rest = {name: tuple(k for k in getattr(profile, name) if k not in changed) for name in ("when", "text", "free")}
+    critical = {**dict.fromkeys(changed, "value"), **profile.critical}
+    profile = profile.model_copy(update={**rest, "critical": critical})
+    facts = facts._replace(profiled=facts.profiled._replace(profile=profile))
+    return replace(describe(facts, given), call_id=planned.call_id, raw=written)

@@ -20,12 +20,11 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.messages import plans_of, record_or_halt
+from langchain_runtime_authz.langgraph.interrupts import note_question
+from langchain_runtime_authz.langgraph.messages import newest_plan, plans_of, record_or_halt
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like
-from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_handle, run_scope
-from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_node import decides_entry, entering
 from langchain_runtime_authz.ledger.base import Query

@@ -19,13 +19,12 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
+from langchain_runtime_authz.langgraph import call_messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
-from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import execution_of, keep_numbers
+from langchain_runtime_authz.langgraph.call_messages import answer_message, denial_of
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
-from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
+from langchain_runtime_authz.langgraph.interrupts import execution_of, keep_numbers
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
@@ -134,7 +133,7 @@ class NodeCall(CodeCall):
 
     node: NodeCalls
     facts: ToolFacts
-    describe: parsing.Describe  # returns the call with other arguments
+    describe: call_messages.Describe  # returns the call with other arguments
     given: Any  # the tool's input
     returns_text: Callable[[], bool]  # returns True if the calling code expects a text
 
@@ -197,8 +196,10 @@ def tool_arrival(
     if one is not None and took and one.call.input.tool is tool and one.call.tool == tool.name:
         own = one.call.input
         exact = tool_input == own.sent
-        sent = tool_input if exact or isinstance(tool_input, str) else parsing.not_injected(tool_input, own.injected)
-        if (exact or own.sent == sent) and parsing.arguments_unchanged(one.call):
+        sent = (
+            tool_input if exact or isinstance(tool_input, str) else call_messages.not_injected(tool_input, own.injected)
+        )
+        if (exact or own.sent == sent) and call_messages.arguments_unchanged(one.call):
             parsed = own.parsed if exact and not own.supplied else _supplied_now(one, tool_input, parser)
             return ArrivedCall(one, one.run.engine, config, call_id, parsed)
     facts = facts_of(tool)
@@ -208,9 +209,9 @@ def tool_arrival(
 
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # only this tool is known here
-            return parsing.unknown_call(name, call_id, plan_id, position, args)
-        own = parsing.injected_in(tool_input if isinstance(tool_input, Mapping) else {}, facts.injected)
-        return describe(facts, {**parsing.not_injected(args, facts.injected), **own})
+            return call_messages.unknown_call(name, call_id, plan_id, position, args)
+        own = call_messages.injected_in(tool_input if isinstance(tool_input, Mapping) else {}, facts.injected)
+        return describe(facts, {**call_messages.not_injected(args, facts.injected), **own})
 
     describe = _describing(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     if one is None:
@@ -224,11 +225,13 @@ def _supplied_now(one: PendingCall, tool_input: Any, parser: Parser) -> Any:
     """Return the decided arguments, with those that the framework supplies now."""
     parsed, injected = one.call.input.parsed, one.call.input.injected
     sent = tool_input if isinstance(tool_input, dict) else {}
-    supplied = one.call.input.supplied or parsing.injected_in(sent, injected)
+    supplied = one.call.input.supplied or call_messages.injected_in(sent, injected)
     if not isinstance(one.verdict, Ticket) or not isinstance(parsed, dict) or not supplied:
         return parsed
     now = parser(dict(sent), one.call.call_id)
-    return parsing.not_injected(parsed, injected) | parsing.injected_in(now if isinstance(now, dict) else {}, injected)
+    return call_messages.not_injected(parsed, injected) | call_messages.injected_in(
+        now if isinstance(now, dict) else {}, injected
+    )
 
 
 def arrival_by_hand(
@@ -246,28 +249,28 @@ def arrival_unguarded(
     describe = _describing(tool, call_id, tool._parse_input)
     found = _by_code(tool, config, None, facts, describe, tool_input, layer="ambient hook")
     # Refuse input that the tool would parse differently the second time.
-    if found.call.error is None and not parsing.parses_alike(found.call):
+    if found.call.error is None and not call_messages.parses_alike(found.call):
         return replace(found, call=replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS))
     return found
 
 
-def _describing(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
+def _describing(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> call_messages.Describe:
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def describe(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else parsing.not_injected(given, facts.injected)
-        read = partial(parsing.parse_call, tool, given, call_id, parser) if parser is not None else lambda: given
-        return parsing.describe_call(tool, facts, read, raw=own, sent=own, **about)
+        own = given if isinstance(given, str) else call_messages.not_injected(given, facts.injected)
+        read = partial(call_messages.parse_call, tool, given, call_id, parser) if parser is not None else lambda: given
+        return call_messages.describe_call(tool, facts, read, raw=own, sent=own, **about)
 
     return describe
 
 
 def _by_code(
-    tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, describe: parsing.Describe,
+    tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, describe: call_messages.Describe,
     given: Any, *, layer: str = "tool guard", text: Callable[[], bool] = bool,
 ) -> UndecidedCall:  # fmt: skip
     if (owner := find_run(config) or run_handle(config)) is None:
-        call = parsing.unknown_call(tool.name, call_id, None, None, {})
+        call = call_messages.unknown_call(tool.name, call_id, None, None, {})
         return UndecidedCall(call=call, config=config, call_id=call_id, engine=None)
     call = describe(facts, given)
     if is_guarded(tool) and guard_of(tool).by_application:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -18,19 +18,18 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
-from langchain_runtime_authz._flow import run_within
-from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
-from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
-from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
-from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
+from langchain_runtime_authz.langgraph import call_messages, decide_and_ask, interrupts, messages
+from langchain_runtime_authz.langgraph.call_messages import denial_message, edit_note, replayed_result, with_note
+from langchain_runtime_authz.langgraph.interrupts import keep_numbers
+from langchain_runtime_authz.langgraph.messages import answered_calls
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, RunCode, under_lock
-from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, under_lock
+from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -39,7 +38,6 @@ from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # from this number of calls on
 PATIENCE: Final = 5.0  # seconds that a call waits for earlier ones to begin; the node may never run them
-MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
 _Batch = tuple[Locks, list[DecidedCall]]  # for calls of one message in separate tasks; the first task fills the list
 
 
@@ -61,7 +59,7 @@ class MessageCalls:
         # shares no run with the tasks of the other calls, so it decides only its own.
         self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
-            answered, mine = parsing.answered_calls(self.state), {self.position: calls[0]}
+            answered, mine = answered_calls(self.state), {self.position: calls[0]}
             planned = enumerate(self.planned)
             self.siblings = [mine.get(i, c) for i, c in planned if i in mine or c.get("id") not in answered]
             self.together = len(self.siblings) == 1
@@ -116,7 +114,7 @@ class MessageCalls:
         plan_id = self.plan_id if position is not None else None
         tool = node._tools_by_name.get(call["name"])
         if tool is None:
-            return parsing.unknown_call(call["name"], call_id, plan_id, position, call["args"])
+            return call_messages.unknown_call(call["name"], call_id, plan_id, position, call["args"])
         if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is mutable: a tool was added
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], guard_of(tool).facts(tool)
@@ -129,15 +127,15 @@ class MessageCalls:
             return self._describe({**call, "name": name, "args": args}, position)
 
         base: Any = getattr(type(tool), GUARDED)
-        return parsing.describe_call(
+        return call_messages.describe_call(
             tool,
             facts,
-            partial(parsing.parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
+            partial(call_messages.parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
             raw=sent,
-            sent=parsing.not_injected(injected, facts.injected),
+            sent=call_messages.not_injected(injected, facts.injected),
             amend=amend,
             reviewed=call["name"] in self.reviewed,
         )
@@ -255,13 +253,13 @@ class QueuedCall:
         if isinstance(exc, GraphInterrupt):
             queue.asked = True
         if one.for_review and isinstance(exc, Exception):
-            yield from review_questions.note_failed(one.run, one.call, exc, queue.config, first=self._first)
+            yield from interrupts.note_failed(one.run, one.call, exc, queue.config, first=self._first)
 
 
 def undecided_denial(call: Any) -> ToolMessage:
     """Return the denial of a call that was not decided."""
-    denial = Denial(parsing.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
-    return messages.denial_message(denial, call.get("id"))
+    denial = Denial(call_messages.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+    return denial_message(denial, call.get("id"))
 
 
 def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
@@ -271,10 +269,10 @@ def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
         return None
     keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
-        return cast("ToolMessage", note_edit(one, messages.replayed_result(verdict, call.get("id"))))
+        return cast("ToolMessage", note_edit(one, replayed_result(verdict, call.get("id"))))
     # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
-        return messages.denial_message(verdict, call.get("id"))
+        return denial_message(verdict, call.get("id"))
     return None
 
 
@@ -287,7 +285,7 @@ def instead_of(one: PendingCall, call: Any) -> Any:
 
 def note_edit(one: PendingCall, output: Any) -> Any:
     """Return the output, with a note if an approver replaced the model's call."""
-    return output if not one.replaced else messages.with_note(output, messages.edit_note(one.call))
+    return output if not one.replaced else with_note(output, edit_note(one.call))
 
 
 def give_back(waiting: Sequence[PendingCall]) -> Flow[None]:
@@ -302,54 +300,3 @@ def open_tickets(waiting: Sequence[PendingCall]) -> bool:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
     return False
-
-
-class ToolCallPEP:
-    """Decides tool calls for `AuthzMiddleware`."""
-
-    def __init__(self, profiles: Profiles) -> None:
-        self._profiles = profiles
-        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
-        self._lock = forkable_lock()
-
-    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
-        """Decide a call, and run `handler` if it is permitted."""
-        message = self._message(request, handler)
-        call, waiting = message.calls[0], (yield from message.decide(run))
-
-        def code(one: PendingCall) -> Flow[Any]:
-            if (answer := answer_of(one, call, message.config)) is not None:
-                return answer
-            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
-
-        try:
-            queue = CallQueue(message.config, message.calls, waiting)
-            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
-        finally:
-            yield from give_back(waiting)
-
-    def _message(self, request: Any, handler: object) -> MessageCalls:
-        runtime, call = request.runtime, request.tool_call
-        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
-        if isinstance(request.tool, BaseTool):
-            # Decide on the tool that would run: earlier middleware may have replaced it.
-            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
-            if not any(t is request.tool for t in tools):
-                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
-        # The cache holds the tools too, so that the ids in the key are not reused.
-        key = tuple(id(t) for t in tools)
-        with self._lock:  # tasks of one message share a node, and so their batch of decisions
-            if key not in self._nodes:
-                if len(self._nodes) >= MAX_TOOL_SETS:
-                    self._nodes.clear()
-                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
-                guard_held_by(self._nodes[key][1])
-            node = self._nodes[key][1]
-        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
-        reviewed = review_questions.reviewed_tools(handler)
-        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
-
-
-def _request(one: PendingCall, request: Any) -> Any:
-    tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
-    return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

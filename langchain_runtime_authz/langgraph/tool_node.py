@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
@@ -18,10 +18,10 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
-from langchain_runtime_authz.langgraph.graph_entry import RunOpener
+from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
+from langchain_runtime_authz.langgraph.interrupts import reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.private_api import subclass_like
-from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
@@ -152,13 +152,6 @@ def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
     # A RunnableCallable calls the methods in `func` and `afunc`, which are still those of the original.
     node.func, node.afunc = node._func, node._afunc
     return node
-
-
-class AuthzParts(Protocol):
-    """The parts of a `RuntimeAuthz` that enforcement points use."""
-
-    profiles: Profiles
-    run_opener: RunOpener
 
 
 class AuthzToolNode(_Gate):

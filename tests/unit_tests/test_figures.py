@@ -11,7 +11,7 @@ from langchain_runtime_authz.audit import story
 from langchain_runtime_authz.credential import authorization_details as details
 from langchain_runtime_authz.credential import jwks, verifier
 from langchain_runtime_authz.facts import history, output_reading
-from langchain_runtime_authz.langgraph import messages
+from langchain_runtime_authz.langgraph import call_messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import planner_mandate
 from langchain_runtime_authz.pep import approval_questions, calls_in_doubt, health, mint_tokens, run
@@ -46,7 +46,7 @@ OF_CODE = {
         "with 5 seconds of leeway": verifier.LEEWAY, "at most 65 seconds after": verifier.MAX_TTL + verifier.LEEWAY,
     },
     "docs/delegation.md": {"after 60 seconds at the latest": mint_tokens.TOKEN_TTL},
-    "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
+    "docs/effects.md": {"JSON of at most 64 KB": call_messages.MAX_KEPT},
     "docs/identity.md": {"outlasts its lease (a minute)": run.LEASE_TTL},
     "docs/mandate/planner.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
