@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from langgraph.pregel import Pregel
 from langgraph.types import Interrupt, StateSnapshot
 
+from langchain_runtime_authz._flow import methods
 from langchain_runtime_authz._validate import of_kind
 from langchain_runtime_authz.audit.sinks import AuditSink
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
@@ -23,7 +24,7 @@ from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, InDoubtCall, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction
-from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, methods, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, new_id
 from langchain_runtime_authz.pep.thread_acts import (
     ListAsked,
     answer_outside_graph,

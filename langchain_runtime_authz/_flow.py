@@ -16,10 +16,11 @@ from contextvars import Context, copy_context
 from functools import cache, partial, wraps
 from operator import attrgetter
 from threading import Event, Thread
-from typing import Any, Final, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=Any)
 
 THREADS: Final = 32  # in which `adrive` performs blocking effects
 PATIENCE: Final = 1.0  # seconds that `drive_apart` waits
@@ -167,6 +168,26 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
     async def arun(*args: P.args, **kwargs: P.kwargs) -> T:
         return await adrive(None, flow(*args, **kwargs))
 
+    return run, arun
+
+
+def methods(
+    flow: Callable[Concatenate[S, P], Flow[T]],
+) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
+    """Return a blocking and an async method that run a flow with `self._engine`."""
+    owner, _, name = flow.__qualname__.rpartition("._")
+
+    @wraps(flow)
+    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return drive(self._engine, flow(self, *args, **kwargs))
+
+    @wraps(flow)
+    async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await adrive(self._engine, flow(self, *args, **kwargs))
+
+    run.__name__, arun.__name__ = name, f"a{name}"
+    run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
+    arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
     return run, arun
 
 

@@ -18,7 +18,7 @@ from langgraph.pregel import Pregel
 from langchain_runtime_authz import _authz_config as parts
 from langchain_runtime_authz._authz_config import TaskSources, with_signature_of
 from langchain_runtime_authz._authz_threads import Threads
-from langchain_runtime_authz._flow import in_thread
+from langchain_runtime_authz._flow import in_thread, methods
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, newest_record
 from langchain_runtime_authz.coverage import observers
@@ -45,7 +45,7 @@ from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
-from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, methods, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.pep.thread_acts import revoke_agents

@@ -16,6 +16,7 @@ from langchain_runtime_authz.cli import (
     audit,
     calls,
     codes,
+    controls,
     demo,
     doctor,
     init,
@@ -51,7 +52,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _run in (
-    *(demo.demo, init.init, learn.learn, doctor.doctor, inspect.inspect, codes.codes, audit.controls),
+    *(demo.demo, init.init, learn.learn, doctor.doctor, inspect.inspect, codes.codes, controls.controls),
     *(revocation.revoke, revocation.reinstate, audit.report, replay_trace.replay_trace),
 ):
     app.command()(_run)

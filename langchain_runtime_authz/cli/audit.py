@@ -1,43 +1,29 @@
-"""`runtime-authz audit`, `report`, `controls`: show and verify our audit log."""
+"""`runtime-authz audit` and `report`: show and verify our audit log."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import time
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
-from importlib import resources
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Event, Story, safe_text, story_of
 from langchain_runtime_authz.cli._app import App, Key, Printout, lines, parse_time
+from langchain_runtime_authz.cli.controls import POLICIES, controls_document
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
-if TYPE_CHECKING:
-    from langchain_runtime_authz.audit.chain import ChainReport
-
 app = App(help="Read the decision log.")
-POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
-_WORST: Final = ("failed", "skipped", "not run", "passed")
 SIX_MONTHS: Final = 184  # days
 MAX_SHOWN: Final = 1_000_000  # steps
-REGO: Final = "rego/runtime_authz.rego"
-OWN_TEST: Final = "tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{}]"
-MANIFEST: Final = "manifest.json"
-MAX_MANIFEST: Final = 1 << 20
 LOG: Final = Path("audit.jsonl")
 Log = Annotated[
     Path, Option("--audit", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")
@@ -207,6 +193,7 @@ def verify(
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz.audit.chain import PACK, read_log, verify_log
+    from langchain_runtime_authz.audit.evidence_pack import verify_pack
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
@@ -268,8 +255,8 @@ def pack(
     runtime-authz audit pack -o evidence.zip
     runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
-    from langchain_runtime_authz import __version__
-    from langchain_runtime_authz.audit.chain import PACK, log_files, read_log, verify_or_raise
+    from langchain_runtime_authz.audit.chain import PACK, read_log
+    from langchain_runtime_authz.audit.evidence_pack import write_pack
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     if output.suffix != PACK:
@@ -284,146 +271,8 @@ def pack(
     shipped = {"policy/shipped_data.json": (POLICIES / "data.json").read_bytes()}  # changed by `data.json`
     texts |= shipped if source.wasm is None else {"policy/policy.wasm": source.wasm}
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
-    chain = verify_or_raise(log)
-    output.touch(0o600)  # as private as a log
-    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
-        for part in log_files(log):
-            archive.write(part, LOG.name + (part.suffix if part != log else ""))
-        for name, content in texts.items():
-            archive.writestr(name, content)
-        files = {name: _digest(archive.open(name)) for name in archive.namelist()}
-        about = {"version": 1, "made_by": f"langchain-runtime-authz {__version__}", "policy": named}
-        told = {**about, "log": {"records": chain.records, "head": chain.head}, "files": files}
-        manifest = json.dumps(told, indent=2).encode()
-        archive.writestr(MANIFEST, manifest)
-    digest = hashlib.sha256(manifest).hexdigest()
+    chain, digest = write_pack(output, log, texts, named)
     found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": digest}
     other = sorted(seen.keys() - {revision})
     note = f"other policies decided too: {', '.join(other)}" if other else None
     return Printout({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
-
-
-def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
-    """Verify an evidence pack. Return its log's report and its manifest's digest."""
-    from langchain_runtime_authz.audit.chain import verify_files
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if {one.compress_type for one in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise _differs(path, "its files are compressed in another way than `audit pack` does")
-            with archive.open(MANIFEST) as file:
-                raw = file.read(MAX_MANIFEST)
-            manifest = json.loads(raw)
-            files, log = dict(manifest["files"]), dict(manifest["log"])
-            if sorted([*files, MANIFEST]) != sorted(archive.namelist()):
-                raise _differs(path, "the files in it are not those of its manifest")
-            for name, digest in files.items():
-                if _digest(archive.open(name)) != digest:
-                    raise _differs(path, f"{name} is not what its manifest says")
-            parts = sorted(name for name in files if name.startswith(f"{LOG}."))
-            chain = verify_files([(part, partial(archive.open, part)) for part in (*parts, LOG.name)], head)
-            same = (chain.records, chain.head) == (log["records"], log["head"])
-            if not same and (chain.ok or chain.code != Code.CHAIN_BROKEN):
-                raise _differs(path, "the log is not the one that its manifest names")
-            return chain, hashlib.sha256(raw).hexdigest()
-    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError) as exc:
-        raise _differs(path, "it is not an evidence pack that can be read") from exc
-
-
-def _differs(path: Path, why: str) -> AuditError:
-    return AuditError(Code.CHAIN_BROKEN, f"{path.name}: {why}")
-
-
-def _digest(file: IO[bytes]) -> str:
-    with file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def controls(
-    results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
-) -> Printout:
-    """Print controls, the shipped rules that help with each, their tests and results.
-
-    The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
-    as passed. Exit code 1 if a named test failed.
-
-    \b
-    Examples:
-      runtime-authz controls
-      pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
-    """
-    document = controls_document(results)
-    parts = (p for f in document["frameworks"] for c in f["controls"] for p in (*c["attacks"], *c["rules"]))
-    return Printout(document, _text(document), any(p["result"] == "failed" for p in parts))
-
-
-def rule_lines(reason: str) -> list[int]:
-    """Return the lines of the shipped policy's rules that give a reason."""
-    name = re.escape(reason.removeprefix("obligation:"))
-    given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
-    given = given if name == reason else rf'"type": "{name}"'
-    text = (POLICIES / REGO).read_text(encoding="utf-8").splitlines()
-    return [number for number, line in enumerate(text, 1) if re.search(given, line)]
-
-
-def read_results(path: Path) -> dict[str, str]:
-    """Return test → its worst result. A parametrised case counts for its function too."""
-    from xml.etree import ElementTree
-
-    try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
-        wrong = "" if root.tag in ("testsuites", "testsuite") else root.tag
-    except (ElementTree.ParseError, LookupError, ValueError) as exc:  # the last two, for an unknown encoding
-        wrong = str(exc)
-    if wrong:
-        raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")
-    found: dict[str, str] = {}
-    for case in root.iter("testcase"):
-        kinds = {child.tag for child in case}
-        result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
-        for at in {node, node.partition("[")[0]}:
-            found[at] = min(found.get(at, result), result, key=_WORST.index)
-    return found
-
-
-def _tests(nodes: Iterable[str], seen: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"test": node, "result": seen.get(node, "not run")} for node in nodes]
-
-
-def controls_document(results: Path | None = None) -> dict[str, Any]:
-    """Return what `controls` prints. Raises `ConfigError` for an unreadable report."""
-    mapping: Any = read_yaml(Path(str(POLICIES / "controls.yaml")), Code.CONFIG)
-    seen, frameworks = {} if results is None else read_results(results), []
-    for key, framework in mapping["frameworks"].items():
-        listed = []
-        for control, title in framework["controls"].items():
-            rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
-            attacks = _tests(framework.get("attacks", {}).get(control, ()), seen)
-            listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
-        told = {name: framework[name] for name in ("title", "source", "titles_from")}
-        frameworks.append({"id": key, **told, "controls": listed})
-    return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
-
-
-def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
-    # `OWN_TEST` exists for every rule: a request that no other rule decides.
-    tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
-    worst = min((t["result"] for t in tests), key=_WORST.index)
-    return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}
-
-
-def _text(document: dict[str, Any]) -> str:
-    lines = []
-    for framework in document["frameworks"]:
-        lines += [framework["title"], framework["source"], f"titles read from {framework['titles_from']}"]
-        for control in framework["controls"]:
-            lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
-            lines += [f"    {t['result']:8} {t['test']}" for t in control["attacks"]]
-            for rule in control["rules"]:
-                at = ", ".join(map(str, rule["lines"]))
-                lines.append(f"    {rule['reason']}  ({document['policy']}:{at})  {rule['result']}")
-                lines += [f"      {t['result']:8} {t['test']}" for t in rule["tests"]]
-        lines.append("")
-    crosswalk = (f"  {c['id']} -> {', '.join(c['controls'])}" for c in document["crosswalk"])
-    return "\n".join([*lines, "Crosswalk of ids that are in no published list (this project's own):", *crosswalk])

@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz._flow import run_within
+from langchain_runtime_authz._flow import methods, run_within
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -52,7 +52,7 @@ from langchain_runtime_authz.langgraph.tool_execution import (
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld_tools
-from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, methods
+from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive
 
 MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from langchain_runtime_authz._flow import drive_apart
+from langchain_runtime_authz._flow import drive_apart, methods
 from langchain_runtime_authz.audit.sinks import records_of
 from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, set_refusals_finder
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
@@ -33,7 +33,7 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
-from langchain_runtime_authz.pep.run import Engine, Flow, ModelCalls, Run, drive, methods, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, ModelCalls, Run, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 

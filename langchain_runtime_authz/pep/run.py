@@ -6,12 +6,12 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import date
-from functools import partial, wraps
+from functools import partial
 from os import urandom
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._display import printable
@@ -48,8 +48,6 @@ MAX_LIFETIME: Final = 3600  # seconds after which a run's steps are denied
 ATTEMPTS: Final = 8  # tries of a commit while others advance the epoch
 
 NO_GUARD: Final = Guard("", 0)
-
-T = TypeVar("T")
 
 
 def new_id() -> str:
@@ -324,30 +322,6 @@ class Run:
     def over(self) -> bool:
         """True if the run or one of its parents was closed in this process."""
         return self.closed or (self.parent is not None and self.parent.over)
-
-
-P = ParamSpec("P")
-S = TypeVar("S", bound=Any)
-
-
-def methods(
-    flow: Callable[Concatenate[S, P], Flow[T]],
-) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a blocking and an async method that run a flow with `self._engine`."""
-    owner, _, name = flow.__qualname__.rpartition("._")
-
-    @wraps(flow)
-    def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return drive(self._engine, flow(self, *args, **kwargs))
-
-    @wraps(flow)
-    async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await adrive(self._engine, flow(self, *args, **kwargs))
-
-    run.__name__, arun.__name__ = name, f"a{name}"
-    run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
-    arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
-    return run, arun
 
 
 def _those(effects: Mapping[Effect, bool]) -> frozenset[Effect]:

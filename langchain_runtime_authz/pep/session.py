@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from langchain_runtime_authz._flow import drive_apart
+from langchain_runtime_authz._flow import drive_apart, methods
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.conclude_calls import conclude_call, count_denial
 from langchain_runtime_authz.pep.corrections import record_correction
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, drive, methods, new_id
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from langchain_runtime_authz.cli.audit import OWN_TEST, POLICIES, rule_lines
+from langchain_runtime_authz.cli.controls import OWN_TEST, POLICIES, rule_lines
 from langchain_runtime_authz.cli.policy.open_policy import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP

@@ -14,8 +14,8 @@ import pytest
 
 from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
+from langchain_runtime_authz.audit.evidence_pack import verify_pack
 from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
-from langchain_runtime_authz.cli.audit import verify_pack
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 from tests.cli import cli
 
