@@ -20,6 +20,7 @@ from langchain_runtime_authz._authz_config import TaskSources, with_signature_of
 from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import in_thread, methods
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
+from langchain_runtime_authz.agent_profile import AgentProfile, load_agents
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, newest_record
 from langchain_runtime_authz.coverage import observers
 from langchain_runtime_authz.errors import ConfigError
@@ -39,7 +40,6 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.approval_answers import OnAsk
 from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app

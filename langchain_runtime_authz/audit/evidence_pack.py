@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,8 +27,6 @@ def write_pack(
 
     `texts`: the other files by name. `policy`: what the manifest says of the policy.
     """
-    from langchain_runtime_authz import __version__
-
     chain = verify_or_raise(log)
     output.touch(0o600)  # as private as a log
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -36,7 +35,11 @@ def write_pack(
         for name, content in texts.items():
             archive.writestr(name, content)
         files = {name: _digest(archive.open(name)) for name in archive.namelist()}
-        about = {"version": 1, "made_by": f"langchain-runtime-authz {__version__}", "policy": policy}
+        about = {
+            "version": 1,
+            "made_by": f"langchain-runtime-authz {version('langchain-runtime-authz')}",
+            "policy": policy,
+        }
         told = {**about, "log": {"records": chain.records, "head": chain.head}, "files": files}
         manifest = json.dumps(told, indent=2).encode()
         archive.writestr(_MANIFEST, manifest)

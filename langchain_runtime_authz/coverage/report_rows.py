@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 
+from langchain_runtime_authz.agent_profile import ANY
 from langchain_runtime_authz.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in_code
 from langchain_runtime_authz.coverage.observers import ObservedEffect, what_is_unseen
 from langchain_runtime_authz.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Part
@@ -26,7 +27,6 @@ from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
 from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
-from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.decision_counts import EnforcementPoint, PointCounts
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {

@@ -22,6 +22,7 @@ from langgraph.graph.message import add_messages
 from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz._url import is_under
+from langchain_runtime_authz.agent_profile import ANY
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
@@ -36,7 +37,6 @@ from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_ru
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
-from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 

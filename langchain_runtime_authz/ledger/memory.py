@@ -10,7 +10,7 @@ from typing import Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.resource_version import READ
+from langchain_runtime_authz.facts.resource import READ
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply_changes
 from langchain_runtime_authz.ledger.thread_state import Thread, calls_in_doubt, lease_status, ledger_time, take_snapshot

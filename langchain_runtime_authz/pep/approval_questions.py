@@ -19,7 +19,7 @@ from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.normal_forms import forms_of, skeleton, tidy
-from langchain_runtime_authz.facts.resource_version import fill_template
+from langchain_runtime_authz.facts.resource import fill_template
 from langchain_runtime_authz.ledger.base import LASTS, Approval, Conflict, InDoubtCall, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
@@ -35,7 +35,6 @@ MAX_LINES: Final = 40  # arguments shown in one question
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # answers to an application's own question about a call, which lists no decisions
 TAKES_ANY: Final = ("answer",)  # marks a tool's own `interrupt()`, which accepts any answer
-OWN: Final = "own:"  # prefix of the ledger keys of tools' own `interrupt()` questions: own:<call key>
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
@@ -246,9 +245,14 @@ def review_records(
     ]
 
 
+def own_key(call_key: str) -> str:
+    """Return the ledger key of a tool's own `interrupt()` question."""
+    return f"own:{call_key}"
+
+
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
     """Return the change that records a tool's own `interrupt()` as an open question."""
-    key, asked = f"{OWN}{call_key}", interrupt_id
+    key, asked = own_key(call_key), interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 

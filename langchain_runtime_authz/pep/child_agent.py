@@ -1,6 +1,6 @@
 """Delegate to a child agent: decide, record the delegation, take a lease for it.
 
-A child's grant is what its parent's grant, its profile's grant (`pep.agents`) and the requested grant all allow.
+A child's grant is what its parent's grant, its profile's grant (`agent_profile`) and the requested grant all allow.
 Budgets are counted per thread, so all agents of the thread share them.
 """
 

@@ -15,7 +15,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.output_reading import Observation
-from langchain_runtime_authz.facts.resource_version import content_version, read_mark
+from langchain_runtime_authz.facts.resource import content_version, read_mark
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
@@ -26,8 +26,8 @@ from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_mandate import chosen_arguments, counting_scope, task_key
 from langchain_runtime_authz.pep.obligations import changes_owed
+from langchain_runtime_authz.pep.outdated_reads import version_read
 from langchain_runtime_authz.pep.request_builder import SMALL, observe_result
-from langchain_runtime_authz.pep.resource_versions import version_read
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
 from langchain_runtime_authz.telemetry.logs import get_logger
 

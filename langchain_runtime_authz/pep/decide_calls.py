@@ -22,15 +22,15 @@ from langchain_runtime_authz.mandate.call_matching import Deviation, MandateMatc
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_answers import edited_action
-from langchain_runtime_authz.pep.approval_questions import OWN, question_lines
+from langchain_runtime_authz.pep.approval_questions import own_key, question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_mandate import Ahead, counting_scope, find_match, mandate_event, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import enforceable
+from langchain_runtime_authz.pep.outdated_reads import outdated_tools
 from langchain_runtime_authz.pep.request_builder import call_request, wants_more
-from langchain_runtime_authz.pep.resource_versions import outdated_tools
 from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import get_logger
@@ -320,7 +320,7 @@ def _query(
         deeds += named
     wanted_rows = list(keys)
     if origin != run.epoch or calls[0].place:
-        wanted_rows += [f"{OWN}{key}" for key in keys]
+        wanted_rows += map(own_key, keys)
     for call in calls:
         if plan_id is not None:
             wanted_rows.append(f"review:{origin}:{call.position}:{run.agent!r}:{plan_id}")  # `review_key`
@@ -343,8 +343,8 @@ def _query(
 def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -> Approval | None:
     """Return the approval that counts for the call: ours or another review's."""
     own = snapshot.approvals.get(key)
-    if own is None and _continues(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
-        return snapshot.approvals[f"{OWN}{key}"]
+    if own is None and _continues(run, snapshot, key) and not (asked := snapshot.approvals[own_key(key)]).message:
+        return asked
     if own is None and call.edited_by:
         own = snapshot.approvals.get(call.edited_by)
     if own is None and call.plan_id is not None:
@@ -365,7 +365,7 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
 
 def _continues(run: Run, snapshot: Snapshot, key: str) -> bool:
     """Return True if the tool's own question was answered in this epoch."""
-    own = snapshot.approvals.get(f"{OWN}{key}")
+    own = snapshot.approvals.get(own_key(key))
     return own is not None and own.state == "approved" and own.epoch == run.epoch
 
 

@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.facts.output_reading import Observation, observe_output
 from langchain_runtime_authz.facts.provenance import Provenance
-from langchain_runtime_authz.facts.resource_version import source_tools
+from langchain_runtime_authz.facts.resource import source_tools
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.call_mandate import mandate_json

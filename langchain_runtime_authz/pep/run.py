@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
+from langchain_runtime_authz.agent_profile import ANY, AgentProfile
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
 from langchain_runtime_authz.evaluation import Decision, Edge, Subject, deny
@@ -25,7 +26,6 @@ from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, S
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.decision_counts import DecisionCounts
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.recent_decisions import RecentDecisions

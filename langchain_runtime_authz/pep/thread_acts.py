@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
-from langchain_runtime_authz.facts.resource_version import one_spelling
+from langchain_runtime_authz.facts.resource import one_spelling
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, ListsQuestions, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
@@ -22,7 +22,7 @@ from langchain_runtime_authz.pep.approval_answers import answer_event, correctin
 from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
 from langchain_runtime_authz.pep.corrections import carried_plans, record_change, record_unrecorded, unrecorded_mark
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
-from langchain_runtime_authz.pep.resource_versions import resource_scope
+from langchain_runtime_authz.pep.outdated_reads import resource_scope
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 
-from langchain_runtime_authz.facts import resource_version
+from langchain_runtime_authz.facts import resource
 from langchain_runtime_authz.pep import thread_acts
 
 from ._kit import *
@@ -108,7 +108,7 @@ def test_another_spelling_of_what_was_read_is_no_other_resource(month: str, chan
 def test_what_an_older_version_kept_still_counts(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It kept names as they were written. What this version read again takes its place."""
     office, month = Office(), {"month": "May"}
-    for module in (resource_version, thread_acts):
+    for module in (resource, thread_acts):
         monkeypatch.setattr(module, "one_spelling", str)
     session = office.authz.session(subject="alice", task="Pay the bill", thread="t")
     assert session.decide("read_bill", month).permit

@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.history import (
     history_context,
     reveal_known,
 )
-from langchain_runtime_authz.facts.resource_version import one_spelling
+from langchain_runtime_authz.facts.resource import one_spelling
 
 ROOT = ("r",)
 A, B, X, Y = ("r", "a"), ("r", "b"), ("r", "a", "x"), ("r", "a", "y")

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.facts.resource_version import read_mark
+from langchain_runtime_authz.facts.resource import read_mark
 from langchain_runtime_authz.ledger.base import MAX_MARKS, Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
 from langchain_runtime_authz.ledger.changes import SetMark

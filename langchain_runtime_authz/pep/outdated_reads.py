@@ -1,11 +1,11 @@
-"""Versions of resources: find reads that are outdated, and note new reads."""
+"""Find reads that are outdated, because their resources changed, and note new reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.facts.resource_version import UNCHANGED, one_spelling, resource_of
+from langchain_runtime_authz.facts.resource import UNCHANGED, one_spelling, resource_of
 from langchain_runtime_authz.ledger.base import Query, Scope, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Flow, Load, Run

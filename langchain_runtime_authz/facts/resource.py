@@ -1,4 +1,4 @@
-"""Name the resource that a tool reads, and give its content a version."""
+"""Name the resource that a tool reads, and digest its content."""
 
 from __future__ import annotations
 
