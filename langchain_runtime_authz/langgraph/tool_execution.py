@@ -247,7 +247,7 @@ class ToolExecution(CodeScope):
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
         if self.ticket is None:
             return None
-        if state != "suspended" and not self.stages and (self.ticket.withdraw() or state != "unknown"):
+        if state != "suspended" and not self.stages and self.ticket.withdraw():
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node asks it, the answer will have the question's number.
         answered = [*self._answer_numbers][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]

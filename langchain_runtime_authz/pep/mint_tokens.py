@@ -50,7 +50,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
         detail: dict[str, Any] = {"decision_id": decision_id, "audience": audience if known else None, "tool": tool}
         about: dict[str, Any] = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch or 0, "agent": run.agent}
         whole = run if isinstance(run, Run) else None
-        record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
+        record_event("mint_refused", whole.scope if whole else None, detail, about, run=whole)
         now = time.time() if offset is None else offset + time.monotonic()
         # An audience that the profile does not declare is the tool's own text, so record only its digest.
         asked = None if known or audience is None else content_digest(audience)

@@ -1,11 +1,12 @@
 """Record decisions, events, runs and tools as OpenTelemetry spans.
 
-Only OpenTelemetry's API is used, so no span is built without an SDK. Recording never raises into the traced code. Tool
-results and exception texts are never recorded. Arguments and the user's texts are recorded only if the environment asks
-for them (`semconv.CAPTURE_CONTENT`). JWTs in them are removed, but opaque tokens are not recognised.
+Only OpenTelemetry's API is used, so no span is built without an SDK. Errors of an SDK and of the application's identity
+are suppressed here, so that recording never raises into the traced code. Tool results and exception texts are never
+recorded. Arguments and the user's texts are recorded only if the environment asks for them (`semconv.CAPTURE_CONTENT`).
+JWTs in them are removed, but opaque tokens are not recognised.
 
-Each entry of a graph has a span, `invoke_workflow` or `invoke_agent`. The entry's decisions and tools are spans below it. A span
-is current only while code of its run is running, never while the consumer of a stream holds a chunk.
+Each entry of a graph has a span, `invoke_workflow` or `invoke_agent`. The entry's decisions and tools are spans below
+it. A span is current only while code of its run is running, never while the consumer of a stream holds a chunk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import secrets
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -28,6 +29,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry import semconv as n
+
+if TYPE_CHECKING:  # names of types only
+    from langchain_runtime_authz.ledger.base import Scope
+    from langchain_runtime_authz.pep.run import Run
 
 # Equal requests of one process have equal hashes. Nobody can guess a request by its hash without the key.
 _HASH_KEY: Final = secrets.token_bytes(32)
@@ -82,10 +87,10 @@ class OpenSpan:
 
     def fail(self, error: type[BaseException]) -> None:
         """Record an exception of the traced code, unless it is control flow or a denial."""
-        with suppress(Exception):
-            # Compared by name, because this module does not import LangGraph.
-            control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
-            if issubclass(error, Exception) and not control:
+        # Compared by name, because this module does not import LangGraph.
+        control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
+        if issubclass(error, Exception) and not control:
+            with suppress(Exception):
                 _fail(self._span, error.__qualname__)
 
     def end(self, state: str | None = None, epoch: int | None = None) -> None:
@@ -96,7 +101,7 @@ class OpenSpan:
             span.end()
 
 
-def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
+def run_span(run: Run, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
     """Open an entry's span, linked to the span of `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
@@ -106,7 +111,7 @@ def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str 
     return _open(operation, name, run, run.parent, decision, about)
 
 
-def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
+def execute_tool_span(run: Run, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
     """Open a tool's span, linked to the span of `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
@@ -115,9 +120,9 @@ def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, a
     return _open(n.EXECUTE_TOOL, tool, run, run, decision, about)
 
 
-def _open(operation: str, name: str, run: Any, above: Any, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
+def _open(operation: str, name: str, run: Run, above: Run | None, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
+    found = above.local.spans.pop(decision, None) if above is not None else None
     with suppress(Exception):
-        found = above.local.spans.pop(decision, None) if above is not None else None
         links = [Link(found, {n.LINK: "decision"})] if found is not None else None
         span = _tracer.start_span(f"{operation} {name[:_MAX_NAME]}", context=_context(above), links=links)
         if span.is_recording():
@@ -127,7 +132,7 @@ def _open(operation: str, name: str, run: Any, above: Any, decision: str, about:
 
 
 def record_decision(
-    run: Any, decision: Decision, body: bytes | None, action: str, resource: str, started: int | None = None,
+    run: Run, decision: Decision, body: bytes | None, action: str, resource: str, started: int | None = None,
     *, pdp: str, question: str = "",
 ) -> None:  # fmt: skip
     """Count one decision, and record it as a span.
@@ -139,9 +144,9 @@ def record_decision(
         metrics.count_decision(decision, action, started, run.subject)
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
+    name = f"{n.AUTHORIZE} {resource[:_MAX_NAME]}"
     with suppress(Exception):
-        name, links = f"{n.AUTHORIZE} {resource[:_MAX_NAME]}", _questions(question)
-        span = _tracer.start_span(name, context=_context(run), start_time=started, links=links)
+        span = _tracer.start_span(name, context=_context(run), start_time=started, links=_questions(question))
         # The next span links to this decision: that of a tool, a child agent, or the resume after a question.
         if decision.outcome == "approval_required" or (decision.permit and action in ("tools/call", "agent/invoke")):
             run.local.spans[decision.decision_id] = span.get_span_context()
@@ -152,7 +157,7 @@ def record_decision(
 
 
 def record_event(
-    event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
+    event: str, scope: Scope | None, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Run | None = None, question: str = ""
 ) -> None:
     """Add an event to the current span; if that span is not recorded, to a new span.
 
@@ -163,8 +168,8 @@ def record_event(
         metrics.count_metric("events", {n.EVENT: event})
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
+    agent: Sequence[str] = about.get("agent") or ()
     with suppress(Exception):
-        agent: Sequence[str] = about.get("agent") or ()
         told = {
             n.CONVERSATION_ID: scope.thread if scope is not None else None,
             n.RUN_ID: about.get("run_id"),
@@ -193,11 +198,11 @@ def record_observation(what: str, name: str) -> None:
         trace.get_current_span().add_event(n.UNGATED, {n.RESOURCE: name[:_MAX_NAME], n.RESOURCE_TYPE: what})
 
 
-def traceparent(run: Any, decision: str = "") -> str:
+def traceparent(run: Run, decision: str = "") -> str:
     """Return the W3C `traceparent` of a decision's span, else of the run's span."""
     carrier: dict[str, str] = {}
+    found = run.local.spans.pop(decision, None)
     with suppress(Exception):
-        found = run.local.spans.pop(decision, None)
         _W3C.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(found)) if found else _context(run))
     return carrier.get("traceparent", "")
 
@@ -210,7 +215,7 @@ def inject_trace_context(headers: MutableMapping[str, str]) -> None:
 
 
 def _describe(
-    span: Span, run: Any, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
+    span: Span, run: Run, decision: Decision, body: bytes | None, pdp: str, action: str, resource: str
 ) -> None:
     about = {
         n.OPENINFERENCE_SPAN_KIND: n.GUARDRAIL,
@@ -256,7 +261,7 @@ def _content(value: Any) -> str | None:
     return None
 
 
-def _of(run: Any) -> dict[str, Any]:
+def _of(run: Run) -> dict[str, Any]:
     return {
         n.CONVERSATION_ID: run.scope.thread,
         n.RUN_ID: run.run_id,
@@ -270,7 +275,7 @@ def _shown(value: Any) -> Any:
     return len(value) if records else value
 
 
-def _context(run: Any) -> otel_context.Context | None:
+def _context(run: Run | None) -> otel_context.Context | None:
     return run.span.context() if run is not None and run.span is not None else None
 
 
