@@ -5,6 +5,10 @@ LangGraph matches answers to a task's questions by their order. In the twins nob
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+
 from langgraph.errors import GraphInterrupt, NodeCancelledError
 
 from ._kit import *
@@ -211,6 +215,41 @@ def test_an_answer_to_a_tool_that_is_rejected_afterwards_reaches_nobody_else(how
     node.authz.correct("t", "Pay nobody", graph=node.graph)
     assert node.asked(answer, NO, *WORDS, how=how) == ["transfer", "first", "second"]
     assert (node.ran, node.heard) == ([], [WORDS])
+
+
+def test_two_tools_that_ask_at_once_get_an_answer_each() -> None:
+    """The node shows the first question only. Its answer is none to the other tool, whose question is shown next."""
+    ran: list[Any] = []
+    entered: list[None] = []
+    begun, asked = threading.Event(), threading.Event()
+
+    @tool
+    def write(text: str) -> str:
+        """Write what a person says."""
+        if len(entered) == 1 and text == "first":
+            begun.wait(5)
+        elif len(entered) == 1:
+            begun.set()
+            asked.wait(5)
+            time.sleep(0.05)
+        try:
+            ran.append((text, interrupt(text)))
+        finally:
+            asked.set()
+        return "written"
+
+    def work(state: Any) -> Any:
+        entered.append(None)
+        acts = [partial(copy_context().run, write.invoke, {"text": text}) for text in ("first", "second")]
+        if len(entered) > 1:
+            return [act() for act in acts] and {}
+        with ThreadPoolExecutor() as pool:
+            return [each.exception() for each in [pool.submit(act) for act in acts]] and {}
+
+    graph, found = authz_with(StaticPDP(True)).protect(chain({"work": work}, name="root", checkpointer=InMemorySaver())), []
+    for given in (human(), resumed("one"), resumed("two")):
+        found += [i.value for i in graph.invoke(given, THREAD).get("__interrupt__", ())]
+    assert (found, ran) == (["first", "second"], [("first", "one"), ("second", "two")])
 
 
 def test_an_answer_to_the_nodes_question_names_no_account(how: str, protected: bool) -> None:
