@@ -1,4 +1,4 @@
-"""Write and verify evidence packs: archives of a log, its policy and their digests."""
+"""Write and verify evidence packs: a log, its policy, and digests in an archive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_MANIFEST: Final = 1 << 20
 def write_pack(
     output: Path, log: Path, texts: Mapping[str, bytes | str], policy: Mapping[str, Any]
 ) -> tuple[ChainReport, str]:
-    """Write a verified log and other files. Return its report and the manifest's digest.
+    """Write a log with other files. Return its report and the manifest's digest.
 
     `texts`: the other files by name. `policy`: what the manifest says of the policy.
     """

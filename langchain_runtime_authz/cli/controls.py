@@ -1,4 +1,4 @@
-"""`runtime-authz controls`: controls of frameworks, the shipped rules for each, and their tests."""
+"""`runtime-authz controls`: frameworks' controls, our rules for each, and tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give each question of a graph task its own answer, and note other reviews' questions.
+"""Give each interrupt its own answer, and note the questions of other reviews.
 
 A graph task is one run of a node. LangGraph numbers the task's answers, and gives them to its questions in the order in
 which code asks. If a node runs again, a void approval or a call that is not repeated would shift that order. So code

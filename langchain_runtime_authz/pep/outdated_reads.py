@@ -1,4 +1,4 @@
-"""Find reads that are outdated, because their resources changed, and note new reads."""
+"""Find reads of resources that have changed since, and note new reads."""
 
 from __future__ import annotations
 

@@ -120,7 +120,9 @@ def execute_tool_span(run: Run, tool: str, call_id: str | None, decision: str, a
     return _open(n.EXECUTE_TOOL, tool, run, run, decision, about)
 
 
-def _open(operation: str, name: str, run: Run, above: Run | None, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
+def _open(
+    operation: str, name: str, run: Run, above: Run | None, decision: str, about: Mapping[str, Any]
+) -> OpenSpan | None:
     found = above.local.spans.pop(decision, None) if above is not None else None
     with suppress(Exception):
         links = [Link(found, {n.LINK: "decision"})] if found is not None else None
@@ -157,7 +159,13 @@ def record_decision(
 
 
 def record_event(
-    event: str, scope: Scope | None, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Run | None = None, question: str = ""
+    event: str,
+    scope: Scope | None,
+    detail: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    run: Run | None = None,
+    question: str = "",
 ) -> None:
     """Add an event to the current span; if that span is not recorded, to a new span.
 

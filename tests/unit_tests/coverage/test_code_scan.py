@@ -193,7 +193,7 @@ def made() -> Mail:
 
 
 def imports_own(state: Any) -> None:
-    from tests.unit_tests.langgraph.test_code_scan import helper as own
+    from tests.unit_tests.coverage.test_code_scan import helper as own
 
     own()
 
