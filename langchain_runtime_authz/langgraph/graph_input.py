@@ -7,7 +7,6 @@ handler among the callbacks remembers the value with which the graph was resumed
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -28,50 +27,10 @@ from langchain_runtime_authz.langgraph.interrupts import OURS, note_question
 from langchain_runtime_authz.langgraph.messages import channel_value, messages_in, newest_plan, unwrap_overwrite
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.ledger.base import Approval, Query, Snapshot
-from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, questions_shown
-from langchain_runtime_authz.pep.corrections import CLOSED, MAX_DEPTH, commit_answers, record_replies, texts_in
+from langchain_runtime_authz.pep.corrections import commit_answers, record_replies
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry
-
-MAX_CONSENT: Final = 200  # characters; a longer answer counts as a correction
-
-
-def choices_in(schema: object) -> Iterator[object]:
-    """Yield the texts that a question's schema offers as answers."""
-    if isinstance(schema, Mapping):
-        listed = schema.get("enum")
-        named = [schema.get("const"), *(listed if isinstance(listed, list) else ())]
-        yield from (v for v in named if isinstance(v, str))
-    for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
-        yield from choices_in(part)
-
-
-def without_consent(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return `answer` with "" for `offered` texts, and for consent to `question`."""
-    if isinstance(answer, str):
-        return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
-    if depth and isinstance(answer, Mapping):
-        return {k: without_consent(v, offered, question, depth - 1) for k, v in answer.items()}
-    if depth and isinstance(answer, list | tuple):
-        return [without_consent(v, offered, question, depth - 1) for v in answer]
-    return answer
-
-
-def _assents(text: str, question: str, language: Language) -> bool:
-    """Return True if a text only consents to `question`, perhaps with thanks."""
-    # A digit, a word of the question (perhaps a choice) or an open end may say more than consent.
-    if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
-        return False
-    tokens = [t for t in language.tokens(text) if t.kind != "sep"]
-    words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
-    choices = {*re.findall(r"\w+", question.lower())} - CLOSED
-    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it breaks off
-    if odd or any(t.lower in choices for t in words):
-        return False
-    while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):
-        yes, at = yes or bool(said), at + taken
-    return yes and at == len(words)
 
 
 def edits_in_input(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
@@ -195,10 +154,8 @@ def record_resume(
     asked = questions_shown(entry.questions, {i: interrupts[i] for i in answered})
     yield from commit_answers(entry.run, asked, answered, interrupts)
     reviewed = {a.interrupt_id for a in asked if a.allowed != PLAIN}
-    offered = {i.id: frozenset(choices_in(getattr(i, "response_schema", None))) for i in state.interrupts}
-    words = {i: " ".join(texts_in(v)) for i, v in interrupts.items()}
-    said = {i: without_consent(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
-    yield from record_replies(entry.run, interrupts, said, own)
+    replies = {i: v for i, v in answered.items() if i not in reviewed}
+    yield from record_replies(entry.run, replies, {i.id: i for i in state.interrupts}, own)
     answered = {i: mark_answer(v, interrupts[i], i, entry.questions) for i, v in answered.items()}
     # `goto` starts other tasks than the waiting ones, with other interrupt ids.
     plain = plain or (bool(given.goto) and not any(approval_ids(interrupts[i]) for i in waiting))

@@ -5,13 +5,12 @@ Each change of the task advances the epoch by compare-and-set, so earlier plans 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, cast
 
-from langchain_runtime_authz.digest import json_text
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.checkpoint_head import CHILDREN, UNKNOWN, UNRECORDED, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry_plan, raw_digest
@@ -21,6 +20,7 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
 from langchain_runtime_authz.pep import approval_answers
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
+from langchain_runtime_authz.pep.free_text import free_text
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Run, new_id
 
@@ -149,14 +149,19 @@ def _as_announced(
 
 
 def record_replies(
-    run: Run, interrupts: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
-) -> Flow[bool]:
-    """Record answers to tools' and nodes' interrupts. Return True if the task changed.
+    run: Run, given: Mapping[str, object], interrupts: Mapping[str, Any], own: Sequence[Approval]
+) -> Flow[None]:
+    """Record answers to tools' and nodes' interrupts, which may change the task.
 
-    `interrupts`: interrupt id → value; `given`: interrupt id → answer. `own`: the questions that tools asked. If the task
-    changed, their calls continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
+    `given`: interrupt id → answer. `interrupts`: interrupt id → LangGraph's interrupt. `own`: the questions that tools
+    asked. If the task changed, their calls continue, and the rest of the plan is stale. Raises `AuthzDenied` if others
+    changed the task.
     """
-    said = {i: text for i, answer in given.items() if (text := free_text(answer, interrupts[i]))}
+    said: dict[str, str] = {}
+    for ident, answer in given.items():
+        asked = interrupts[ident]
+        if text := free_text(answer, asked.value, getattr(asked, "response_schema", None)):
+            said[ident] = text
     human, author = run.subject.human, run.subject.principal
     log = (yield Load(run.scope, Query(log=True))).log if said else ()
     known = {(t.key, t.digest) for t in log}
@@ -172,12 +177,11 @@ def record_replies(
     if not texts:
         if going:
             yield Commit(run.scope, None, going)
-        return False
+        return
     # This run delivers the texts (`EntryState.replies`). If the process dies before, the next root entry does.
     keep = tuple(a.call_key for a in own)
     yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
     run.entry.replies = tuple(t.text for t in texts if t.text)
-    return True
 
 
 def _rotate(
@@ -261,58 +265,3 @@ def record_correction(scope: Scope, text: HumanText, by: str | None = None) -> F
         return [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)], (said,)
 
     return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
-
-
-CLOSED: Final = approval_answers.YES | approval_answers.NO | {"decline", "declined"}
-OFFERS: Final = ("options", "choices", "allowed", "enum")  # fields in which a question lists its options
-_NAMES: Final = ("value", "label", "id")  # names of an option that is a mapping
-MAX_DEPTH: Final = 16
-
-
-def free_text(answer: object, question: object) -> str:
-    """Return the parts of an answer that correct the task, as text or JSON; else ""."""
-    if isinstance(answer, str):
-        return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
-    closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
-    said = _said(answer, closed)
-    return "" if said is None else json_text(said)
-
-
-def _plain(text: str) -> str:
-    return text.casefold().strip()
-
-
-def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
-    """Return the parts of an answer that correct the task; None if it has none."""
-    if value is None or isinstance(value, bool | int | float):
-        return None
-    if isinstance(value, str):
-        return None if not _plain(value) or _plain(value) in closed else value
-    if depth < MAX_DEPTH and isinstance(value, Mapping):
-        # A field's name is not an answer. But a name with a blank may be a sentence that the user wrote.
-        found = {
-            str(k): v if said is None else said
-            for k, v in value.items()
-            if (said := _said(v, closed, depth + 1)) is not None or len(str(k).split()) > 1
-        }
-        return found or None
-    if depth < MAX_DEPTH and isinstance(value, list | tuple):
-        return [said for v in value if (said := _said(v, closed, depth + 1)) is not None] or None
-    return value
-
-
-def _offered(question: object) -> frozenset[str]:
-    if not isinstance(question, Mapping):
-        return frozenset()
-    items = [i for name in OFFERS if isinstance(question.get(name), list | tuple) for i in question[name]]
-    named = [i.get(n) for i in items if isinstance(i, Mapping) for n in _NAMES]
-    return frozenset(_plain(i) for i in (*items, *named) if isinstance(i, str))
-
-
-def texts_in(value: object, depth: int = 0) -> Iterator[str]:
-    """Yield all texts in a question, at any depth."""
-    if isinstance(value, str):
-        yield value
-    elif depth < MAX_DEPTH and isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from texts_in(item, depth + 1)

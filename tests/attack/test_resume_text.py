@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.pep.corrections import free_text
+from langchain_runtime_authz.pep.free_text import free_text
 
 from ._kit import *
 
