@@ -51,7 +51,6 @@ class _Event:
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
-        self.__doc__ = due.__doc__
 
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)

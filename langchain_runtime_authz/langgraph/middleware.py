@@ -50,7 +50,6 @@ from langchain_runtime_authz.langgraph.tool_execution import (
     under_lock,
 )
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld_tools
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive
 
@@ -80,7 +79,10 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._run_opener = authz.run_opener
         self._engine = authz.run_opener.engine
         self._agent = agent
-        self._gate = ToolCallPEP(authz.profiles)
+        self._profiles = authz.profiles
+        # Ids of tools → the tools, and a node that holds them.
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
+        self._nodes_lock = forkable_lock()
         self._warned = False
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
@@ -169,12 +171,49 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                return (yield Perform(drive, adrive, run.engine, self._gate.call(run, request, handler)))
+                return (yield Perform(drive, adrive, run.engine, self._decided(run, request, handler)))
         except GraphInterrupt:
             run.pause()
             raise
 
     wrap_tool_call, awrap_tool_call = methods(_wrap_tool_call)
+
+    def _decided(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
+        """Decide a call, and run `handler` if it is permitted."""
+        message = self._message(request, handler)
+        call, waiting = message.calls[0], (yield from message.decide(run))
+
+        def code(one: PendingCall) -> Flow[Any]:
+            if (answer := answer_of(one, call, message.config)) is not None:
+                return answer
+            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
+
+        try:
+            queue = CallQueue(message.config, message.calls, waiting)
+            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
+        finally:
+            yield from give_back(waiting)
+
+    def _message(self, request: Any, handler: object) -> MessageCalls:
+        runtime, call = request.runtime, request.tool_call
+        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
+        if isinstance(request.tool, BaseTool):
+            # Decide on the tool that would run: earlier middleware may have replaced it.
+            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
+            if not any(t is request.tool for t in tools):
+                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
+        # The cache holds the tools too, so that the ids in the key are not reused.
+        key = tuple(id(t) for t in tools)
+        with self._nodes_lock:  # tasks of one message share a node, and so their batch of decisions
+            if key not in self._nodes:
+                if len(self._nodes) >= MAX_TOOL_SETS:
+                    self._nodes.clear()
+                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
+                guard_held_by(self._nodes[key][1])
+            node = self._nodes[key][1]
+        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
+        reviewed = interrupts.reviewed_tools(handler)
+        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
@@ -217,52 +256,6 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
         drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     heard.waits[node] = record
-
-
-class ToolCallPEP:
-    """Decides tool calls for `AuthzMiddleware`."""
-
-    def __init__(self, profiles: Profiles) -> None:
-        self._profiles = profiles
-        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
-        self._lock = forkable_lock()
-
-    def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
-        """Decide a call, and run `handler` if it is permitted."""
-        message = self._message(request, handler)
-        call, waiting = message.calls[0], (yield from message.decide(run))
-
-        def code(one: PendingCall) -> Flow[Any]:
-            if (answer := answer_of(one, call, message.config)) is not None:
-                return answer
-            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
-
-        try:
-            queue = CallQueue(message.config, message.calls, waiting)
-            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
-        finally:
-            yield from give_back(waiting)
-
-    def _message(self, request: Any, handler: object) -> MessageCalls:
-        runtime, call = request.runtime, request.tool_call
-        tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
-        if isinstance(request.tool, BaseTool):
-            # Decide on the tool that would run: earlier middleware may have replaced it.
-            call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
-            if not any(t is request.tool for t in tools):
-                tools = [*(t for t in tools if t.name != request.tool.name), request.tool]
-        # The cache holds the tools too, so that the ids in the key are not reused.
-        key = tuple(id(t) for t in tools)
-        with self._lock:  # tasks of one message share a node, and so their batch of decisions
-            if key not in self._nodes:
-                if len(self._nodes) >= MAX_TOOL_SETS:
-                    self._nodes.clear()
-                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
-                guard_held_by(self._nodes[key][1])
-            node = self._nodes[key][1]
-        given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
-        reviewed = interrupts.reviewed_tools(handler)
-        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
 def _request(one: PendingCall, request: Any) -> Any:

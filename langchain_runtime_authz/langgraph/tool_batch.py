@@ -1,7 +1,7 @@
 """Make a tool node's calls from their message, and run them in order.
 
-LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` does the same for the calls of
-`AuthzMiddleware`.
+LangGraph runs a message's calls in one task, or each call in its own task. `AuthzMiddleware` decides its
+calls by the same classes.
 """
 
 from __future__ import annotations
