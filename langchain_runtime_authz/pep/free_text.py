@@ -1,4 +1,4 @@
-"""Find what an answer to a question says beyond consent and the question's own words."""
+"""Find the parts of an answer that say more than consent or the question itself."""
 
 from __future__ import annotations
 
