@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
+    from langchain_runtime_authz.langgraph.node_gate import AuthzToolNode
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-    from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.tool_profile import ToolProfile, profile
 
@@ -46,7 +46,7 @@ _MODULES: Final = {
     "AuthzError": "errors",
     "AuthzHalt": "langgraph.run_context",
     "AuthzMiddleware": "langgraph.middleware",
-    "AuthzToolNode": "langgraph.tool_node",
+    "AuthzToolNode": "langgraph.node_gate",
     "Constraint": "grant",
     "Grant": "grant",
     "Mandate": "mandate.model",

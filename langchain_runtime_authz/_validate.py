@@ -82,7 +82,8 @@ def as_list(value: object) -> Sequence[Any]:
 def read_yaml(path: str | Path, code: Code) -> Any:
     """Read a YAML file.
 
-    Raises `ConfigError` with the line, also for a repeated name and for the numbers `0123` and `12:30`.
+    Raises `ConfigError`, which names the line. It refuses repeated names. It also refuses numbers like `0123` and
+    `12:30`, which parsers read differently.
     """
     import yaml  # only where a file is read
 

@@ -91,7 +91,7 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     yield "retry_policy", graph.retry_policy
     yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
-        for name, function in object_graph.validators_of(schema):
+        for name, function in validators_of(schema):
             yield f"{schema.__name__}.{name}", function
     callbacks = (graph.config or {}).get("callbacks")
     for handler in getattr(callbacks, "handlers", callbacks) or ():
@@ -241,7 +241,7 @@ class _Look:
         if layers:
             profiled = facts_of(tool).profiled if guarded else self.protection.profiles.of(tool)
             note = "" if profiled.declared else f"unprofiled: {profiled.why}"
-            if names := ", ".join(dict(object_graph.validators_of(tool.args_schema))):
+            if names := ", ".join(dict(validators_of(tool.args_schema))):
                 note = "; ".join(filter(None, (note, f"its schema's validators run before the decision: {names}")))
         elif self.hooked and acts_by_itself(tool):
             note = "its class overrides an entry point without callbacks: `authz.guard` it"
@@ -351,3 +351,11 @@ def _numbered(rows: Iterable[Part]) -> Iterator[Part]:
         told.add(row)
         yield replace(row, place=places[row.id])
         places[row.id] += 1
+
+
+def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
+    """Yield name and function of a pydantic schema's validators, inherited ones too."""
+    decorators = getattr(schema, "__pydantic_decorators__", None)
+    for kind in ("validators", "field_validators", "root_validators", "model_validators"):
+        for name, found in getattr(decorators, kind, {}).items():
+            yield name, found.func

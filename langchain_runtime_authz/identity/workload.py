@@ -56,7 +56,7 @@ class StaticIdentity:
 
 @lru_cache(maxsize=1024)
 def joined_path(path: tuple[str, ...]) -> str:
-    """Return a path as a text that no other path has."""
+    """Return a path as one text. Different paths give different texts."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)
 
 

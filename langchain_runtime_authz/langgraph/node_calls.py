@@ -82,7 +82,7 @@ class NodePlans:
         return answered_calls(self._given)
 
     def find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
-        """Find a call in the plans. Return it as planned with its place, or with None."""
+        """Return the planned call and its place; if no plan has the call, itself and None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
         inside = [m for m in reversed(self.inside) if any(may_be(call, c) for c in m.tool_calls)][:1]

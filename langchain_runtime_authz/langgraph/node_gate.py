@@ -1,40 +1,48 @@
-"""Gate nodes: decide their entry, and record the plans in their outputs.
+"""Gate nodes: decide their entry and a tool node's calls, and record the plans.
 
 In a protected graph, each node's runnable is a shallow copy. The copy's class is a dynamic subclass of the original's,
-so that drawing and `isinstance` still work.
+so that drawing and `isinstance` still work. Before that, a tool node gets `_Gate` as a base, as `AuthzToolNode` has.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from langchain_core.runnables import Runnable, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.runnables.config import var_child_runnable_config
+from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.credential.ticket import current_scope
+from langchain_runtime_authz._flow import run_within
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.interrupts import note_question
-from langchain_runtime_authz.langgraph.messages import newest_plan, plans_of, record_or_halt
+from langchain_runtime_authz.langgraph import tool_batch
+from langchain_runtime_authz.langgraph.callback_backstop import install_hook
+from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
+from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
+from langchain_runtime_authz.langgraph.messages import ai_messages, newest_plan, plans_of, record_or_halt, record_plans
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_handle, run_scope
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, run_handle, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
-from langchain_runtime_authz.langgraph.tool_node import decides_entry, entering
+from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by
-from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept_permit
+from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept_permit
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
+_entering: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
 
 
 def is_gated(bound: object) -> bool:
@@ -59,7 +67,7 @@ def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
-    together = decides_entry(base)
+    together = _decides_entry(base)
     # Run the original: the copy's `ainvoke` may use `invoke`, and would be decided twice.
     watched, inner = (None, None) if issubclass(base, private.ToolNode) else (channels, bound)
 
@@ -113,7 +121,7 @@ def _step(
 ) -> Flow[Any]:
     """Decide `node/enter`, run the node, and record the plans in its output.
 
-    `channels`: those with messages; None for a tool node. `together`: `tool_node` decides `node/enter` with the calls.
+    `channels`: those with messages; None for a tool node. `together`: `_Gate` decides `node/enter` with the calls.
     With a cached permit, the run's lease is then checked only for each call.
     """
     check, entry = partial(_check, run, name, channels), None
@@ -127,9 +135,9 @@ def _step(
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
     # Restore values without `Token`s, because the flow may continue in a copy of its context.
-    ambient, scope, before = var_child_runnable_config.get(), current_scope.get(), entering.get()
+    ambient, scope, before = var_child_runnable_config.get(), current_scope.get(), _entering.get()
     current_scope.set(mine := run_scope(run, private.task_id(own), node))
-    entering.set(entry)
+    _entering.set(entry)
     var_child_runnable_config.set(own)  # to count questions of code that passes no config
     try:
         output = yield (RunCode, code, input, own)
@@ -138,7 +146,7 @@ def _step(
     if failed is None or current_scope.get() is mine:  # else it is closed in another context
         var_child_runnable_config.set(ambient)
         current_scope.set(scope)
-        entering.set(before)
+        _entering.set(before)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, private.task_id(own))
@@ -206,3 +214,172 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
             raise AuthzHalt(denied.code, denied.decision_id) from None
 
     return handle.engine, flow()
+
+
+_NO_QUEUE: Final = tool_batch.CallQueue(None, (), ())
+_queue = ContextVar("langchain_runtime_authz.queue", default=_NO_QUEUE)
+
+
+class _Gate(private.ToolNode):
+    """Decides a ToolNode's calls. It is the first base of a protected node's class."""
+
+    __runtime_authz_gated__ = True
+    _authz_profiles: Profiles
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        waiting, before = drive(run.engine, message.decide(run)), _queue.get()
+        try:
+            _queue.set(tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
+            return super()._func(input, config, runtime)
+        finally:
+            _queue.set(before)
+            if tool_batch.open_tickets(waiting):
+                drive(run.engine, tool_batch.give_back(waiting))
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        code = partial(super()._afunc, input, config, runtime)
+
+        def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
+            waiting, before = (yield from message.decide(run)), _queue.get()
+            try:
+                _queue.set(queue := tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
+                try:
+                    return (yield (RunCode, code))
+                except Exception:
+                    yield (Finish, queue)
+                    raise
+            finally:
+                _queue.set(before)
+                if tool_batch.open_tickets(waiting):
+                    yield from tool_batch.give_back(waiting)
+
+        return await adrive(run.engine, flow())
+
+    def _message(
+        self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
+    ) -> tuple[Run, tool_batch.MessageCalls]:
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        entry = _entering.get()
+        _entering.set(None)  # tools may run further tool nodes
+        wrappers = (self._wrap_tool_call, self._awrap_tool_call)
+        reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
+        return run, tool_batch.MessageCalls(
+            self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
+        )
+
+    def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        queue = _queue.get()
+        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
+            return tool_batch.undecided_denial(call)
+        with tool_batch.QueuedCall(queue, *found) as one:
+            if type(one.verdict) is Ticket and not one.call.edited_by:
+                return super()._run_one(call, input_type, tool_runtime)
+            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
+                return answer
+            output = super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            return tool_batch.note_edit(one, output)
+
+    async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        queue = _queue.get()
+        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
+            return tool_batch.undecided_denial(call)
+        async with tool_batch.QueuedCall(queue, *found) as one:
+            if type(one.verdict) is Ticket and not one.call.edited_by:
+                return await super()._arun_one(call, input_type, tool_runtime)
+            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
+                return answer
+            output = await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            return tool_batch.note_edit(one, output)
+
+    def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return super()._execute_tool_sync(request, input_type, config)
+
+    async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return await super()._execute_tool_async(request, input_type, config)
+
+    def _guarded(self, request: Any) -> Any:
+        known = isinstance(request.tool, BaseTool)
+        return request.override(tool=guard_tool(request.tool, self._authz_profiles)) if known else request
+
+
+def _decides_entry(kind: type[Any]) -> bool:
+    """Return True if `_Gate` decides before code of the node class `kind` can run."""
+    return all(
+        getattr(kind, name, None) in (getattr(base, name, None) for base in (private.ToolNode, _Gate, AuthzToolNode))
+        for name in ("invoke", "ainvoke", "_func", "_afunc", "_parse_input", "_extract_state", "_inject_tool_args")
+    ) and issubclass(kind, _Gate)
+
+
+def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
+    """Return a guarded copy of `node`. The tools of both become guarded copies."""
+    gated = copy.copy(node)
+    gated.__class__ = subclass_like(type(node), {}, _Gate)
+    return _equip(cast("_Gate", gated), profiles)
+
+
+def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
+    """Replace each tool of `node`, which the code of a node holds, by a guarded copy."""
+    for name, tool in list(node._tools_by_name.items()):
+        if not is_guarded(tool):
+            node._tools_by_name[name] = guard_tool(tool, profiles)
+
+
+def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
+    node._authz_profiles = profiles
+    for name, tool in list(node._tools_by_name.items()):
+        # Change this dictionary, because closures, like a supervisor's, refer to it.
+        node._tools_by_name[name] = guard_tool(tool, profiles)
+    # A RunnableCallable calls the methods in `func` and `afunc`, which are still those of the original.
+    node.func, node.afunc = node._func, node._afunc
+    return node
+
+
+class AuthzToolNode(_Gate):
+    """Drop-in for `langgraph.prebuilt.ToolNode` that decides its tools' calls.
+
+    In a protected graph, it is one of the graph's enforcement points. In an unprotected graph, each execution is a root
+    entry. Inside `authz.run()`, a message then counts as the plan of its calls if a model returned it in that run and
+    no correction came in between. Outside `authz.run()`, the root entry opens an implicit run.
+
+    Args:
+        tools: as for ToolNode; the node uses guarded copies.
+        authz: the `RuntimeAuthz` that decides.
+        **kwargs: as for ToolNode.
+    """
+
+    def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
+        super().__init__(tools, **kwargs)
+        self._authz = authz
+        install_hook(listens=True)
+        _equip(self, authz.profiles)
+        guard_held_by(self)
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
+        if find_run(config) is not None:
+            return super()._func(input, config, runtime)
+        return drive(*self._entered(partial(super()._func, standalone=True), input, config, runtime))
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
+        if find_run(config) is not None:
+            return await super()._afunc(input, config, runtime)
+        return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
+
+    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
+        run_opener = self._authz.run_opener
+        owner = run_opener.owner(config)
+
+        def inside(entered: tuple[Any, Any]) -> Flow[Any]:
+            run = cast("Run", find_run(entered[1]))
+            if isinstance(owner, RunHandle) and entered[0] is input:
+                run.models.returned.update(owner.models.returned)
+                yield from record_plans(run, input, ai_messages(input)[-1:])
+            with run_scope(run):
+                return (yield (RunCode, code, *entered, runtime))
+
+        return run_opener.engine, run_within(run_opener.enter(self.get_name(), input, config, owner), inside)

@@ -241,14 +241,6 @@ def root_of(module: str | None) -> str:
     return (module or "").split(".", 1)[0]
 
 
-def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield name and function of a pydantic schema's validators, inherited ones too."""
-    decorators = getattr(schema, "__pydantic_decorators__", None)
-    for kind in ("validators", "field_validators", "root_validators", "model_validators"):
-        for name, found in getattr(decorators, kind, {}).items():
-            yield name, found.func
-
-
 def is_workflow(graph: Any) -> bool:
     """Return True if a graph has no tool node, so that it only orchestrates agents."""
     return not any(isinstance(node.bound, ToolNode) for node in getattr(graph, "nodes", {}).values())

@@ -30,13 +30,12 @@ from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RunOpener
-from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
+from langchain_runtime_authz.langgraph.node_gate import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
-from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
 from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 

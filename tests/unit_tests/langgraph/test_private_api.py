@@ -72,7 +72,7 @@ def test_overridden_names_exist() -> None:
 def test_parameters_of_tool_node_methods(method: str) -> None:
     """ToolNode calls its own hooks with the parameters that our overrides take."""
     got = list(inspect.signature(getattr(ToolNode, method)).parameters)[1:]
-    assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair langgraph/tool_node.py"
+    assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair langgraph/node_gate.py"
 
 
 @pytest.mark.parametrize(("method", "inner"), [
@@ -99,8 +99,8 @@ def test_tool_node_parses_its_input_into_calls_and_kind() -> None:
 def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     """`func` and `afunc` of a RunnableCallable are what runs: the gate binds them anew."""
     node = ToolNode([])
-    assert node.func == node._func, "ToolNode.func is no longer _func: repair langgraph/tool_node._equip"
-    assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair langgraph/tool_node._equip"
+    assert node.func == node._func, "ToolNode.func is no longer _func: repair langgraph/node_gate._equip"
+    assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair langgraph/node_gate._equip"
     assert node._tools_by_name is node.tools_by_name, "tools_by_name is a copy now: swapping guarded tools in has no effect"
 
 
