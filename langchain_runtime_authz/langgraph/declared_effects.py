@@ -34,8 +34,7 @@ from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.credential.ticket import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.call_messages import answer_message, stored_result
+from langchain_runtime_authz.langgraph import call_messages, tool_execution
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE, NodeCalls
@@ -139,7 +138,7 @@ class EffectBlock(FlowContext[Any]):
 
     def first_output(self) -> Any:
         """Return the first call's stored output. If it is not stored, raise."""
-        result = stored_result(getattr(self.begun[0], "result", None))
+        result = call_messages.stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # the output was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]
@@ -283,7 +282,7 @@ def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolE
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
-        answer_message(denied, None)  # raises
+        call_messages.answer_message(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one, pending in zip(calls, waiting, strict=True):
         arrived = one.decided(pending)

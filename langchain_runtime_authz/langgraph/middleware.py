@@ -25,7 +25,7 @@ from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
-from langchain_runtime_authz.langgraph import interrupts
+from langchain_runtime_authz.langgraph import interrupts, tool_batch
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_entry import AuthzParts, RunEntry
 from langchain_runtime_authz.langgraph.graph_input import resume_handlers
@@ -33,15 +33,6 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_batch import (
-    CallQueue,
-    MessageCalls,
-    QueuedCall,
-    answer_of,
-    give_back,
-    instead_of,
-    note_edit,
-)
 from langchain_runtime_authz.langgraph.tool_execution import (
     Locks,
     PendingCall,
@@ -184,17 +175,17 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         call, waiting = message.calls[0], (yield from message.decide(run))
 
         def code(one: PendingCall) -> Flow[Any]:
-            if (answer := answer_of(one, call, message.config)) is not None:
+            if (answer := tool_batch.answer_of(one, call, message.config)) is not None:
                 return answer
-            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
+            return tool_batch.note_edit(one, (yield (RunCode, handler, _request(one, request))))
 
         try:
-            queue = CallQueue(message.config, message.calls, waiting)
-            return (yield from run_within(QueuedCall(queue, 0, waiting[0]), code))
+            queue = tool_batch.CallQueue(message.config, message.calls, waiting)
+            return (yield from run_within(tool_batch.QueuedCall(queue, 0, waiting[0]), code))
         finally:
-            yield from give_back(waiting)
+            yield from tool_batch.give_back(waiting)
 
-    def _message(self, request: Any, handler: object) -> MessageCalls:
+    def _message(self, request: Any, handler: object) -> tool_batch.MessageCalls:
         runtime, call = request.runtime, request.tool_call
         tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
         if isinstance(request.tool, BaseTool):
@@ -213,7 +204,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
         reviewed = interrupts.reviewed_tools(handler)
-        return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
+        return tool_batch.MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
@@ -260,4 +251,4 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 def _request(one: PendingCall, request: Any) -> Any:
     tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
-    return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))
+    return request.override(tool=tool, tool_call=tool_batch.instead_of(one, request.tool_call))

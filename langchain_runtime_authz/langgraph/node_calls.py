@@ -27,14 +27,6 @@ from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, plan_calls, raw_digest
 from langchain_runtime_authz.langgraph import call_messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.call_messages import (
-    Describe,
-    denial_message,
-    denial_of,
-    injected_in,
-    not_injected,
-    replay_message,
-)
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.interrupts import counting_questions, keep_numbers
 from langchain_runtime_authz.langgraph.messages import answered_calls, newest_messages, record_plans, sent_calls
@@ -85,7 +77,7 @@ class NodePlans:
         """Return the planned call and its place; if no plan has the call, itself and None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
-        inside = [m for m in reversed(self.inside) if any(may_be(call, c) for c in m.tool_calls)][:1]
+        inside = [m for m in reversed(self.inside) if any(_may_be(call, c) for c in m.tool_calls)][:1]
         messages = inside or [message for _, message in newest_messages(self._given)]
         plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in sent_calls(self._given)]
@@ -135,7 +127,7 @@ class NodePlans:
         call, place = one.call, (plan_id, planned.position)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
-        found = as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
+        found = _as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
         if not found:
             return None
         self._taken.add(place)
@@ -310,25 +302,25 @@ class NodeCalls:
         ident, name = call["id"], call["name"]
         came = self._came.get(ident, self._came.get(name))
         if isinstance(came, Denial):
-            return denial_message(came, ident)
+            return call_messages.denial_message(came, ident)
         if isinstance(came, Replay):
-            return replay_message(came, ident)
+            return call_messages.replay_message(came, ident)
         if isinstance(came, ToolMessage):
             return came.model_copy(update={"tool_call_id": ident})
         if ident in self._came:
             return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
         own = call_messages.unknown_call(name, ident, None, None, {})
-        return denial_message(denial_of(own, AuthzDenied(code, exc.decision_id)), ident)
+        return call_messages.denial_message(call_messages.denial_of(own, AuthzDenied(code, exc.decision_id)), ident)
 
 
-def may_be(call: Call, sent: Mapping[str, Any]) -> bool:
+def _may_be(call: Call, sent: Mapping[str, Any]) -> bool:
     """Return True if tool and id of a call fit a message's call."""
     return bool(sent["name"] == call.tool and call.call_id in (None, sent["id"]))
 
 
-def as_planned(
-    call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
+def _as_planned(
+    call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: call_messages.Describe
 ) -> Call | None:
     """Return the call with its planned id if it matches `planned`, else None.
 
@@ -337,13 +329,13 @@ def as_planned(
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     sent = given if isinstance(given, Mapping) else {}
-    added = not_injected(sent, facts.injected).keys() - written.keys()
+    added = call_messages.not_injected(sent, facts.injected).keys() - written.keys()
     own = added & set(facts.profiled.profile.injected)
     # An argument equal to the model's is not added: the model used an alias.
     own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
     facts = facts._replace(injected=facts.injected | own)
     call = describe(facts, given)
-    handed = injected_in(sent, facts.injected)
+    handed = call_messages.injected_in(sent, facts.injected)
     as_written = describe(facts, {**written, **handed})
     if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
         return replace(call, call_id=planned.call_id, raw=written)

@@ -23,7 +23,6 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import call_messages, decide_and_ask, interrupts, messages
-from langchain_runtime_authz.langgraph.call_messages import denial_message, edit_note, replayed_result, with_note
 from langchain_runtime_authz.langgraph.interrupts import keep_numbers
 from langchain_runtime_authz.langgraph.messages import answered_calls
 from langchain_runtime_authz.langgraph.private_api import ToolNode
@@ -259,7 +258,7 @@ class QueuedCall:
 def undecided_denial(call: Any) -> ToolMessage:
     """Return the denial of a call that was not decided."""
     denial = Denial(call_messages.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
-    return denial_message(denial, call.get("id"))
+    return call_messages.denial_message(denial, call.get("id"))
 
 
 def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
@@ -269,10 +268,10 @@ def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
         return None
     keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
-        return cast("ToolMessage", note_edit(one, replayed_result(verdict, call.get("id"))))
+        return cast("ToolMessage", note_edit(one, call_messages.replayed_result(verdict, call.get("id"))))
     # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
-        return denial_message(verdict, call.get("id"))
+        return call_messages.denial_message(verdict, call.get("id"))
     return None
 
 
@@ -285,7 +284,7 @@ def instead_of(one: PendingCall, call: Any) -> Any:
 
 def note_edit(one: PendingCall, output: Any) -> Any:
     """Return the output, with a note if an approver replaced the model's call."""
-    return output if not one.replaced else with_note(output, edit_note(one.call))
+    return output if not one.replaced else call_messages.with_note(output, call_messages.edit_note(one.call))
 
 
 def give_back(waiting: Sequence[PendingCall]) -> Flow[None]:

@@ -20,15 +20,7 @@ from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph import output_filter
-from langchain_runtime_authz.langgraph.call_messages import (
-    answer_message,
-    denial_message,
-    denial_of,
-    only_asked,
-    read_by_model,
-    result_for_replay,
-)
+from langchain_runtime_authz.langgraph import call_messages, output_filter
 from langchain_runtime_authz.langgraph.interrupts import counting_questions
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Verdict
@@ -107,7 +99,7 @@ class ArrivedCall:
 
     def _answer(self) -> Flow[Outcome]:
         yield from ()
-        return answer_message(self.one.verdict, self.call_id, text=self.text), None
+        return call_messages.answer_message(self.one.verdict, self.call_id, text=self.text), None
 
 
 def decided_already() -> bool:
@@ -251,15 +243,15 @@ class ToolExecution(CodeScope):
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node asks it, the answer will have the question's number.
         answered = [*self._answer_numbers][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]
-        result, returned = only_asked(answered) if answered else None, None
+        result, returned = call_messages.only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
             returned = output.content if failed else exc
         if state == "done":
             if self.call.profile.side_effect:
-                result = result_for_replay(output, answered, self.arrived.call_id)
+                result = call_messages.result_for_replay(output, answered, self.arrived.call_id)
             returned, tool = self.returned, self.call.input.tool
             if type(returned) is not str:
-                returned = read_by_model(tool, returned) if isinstance(tool, BaseTool) else None
+                returned = call_messages.read_by_model(tool, returned) if isinstance(tool, BaseTool) else None
         ended = "suspended" if state == "halted" else state
         return conclude_call(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 
@@ -276,7 +268,7 @@ class ToolExecution(CodeScope):
         call_id = self.arrived.call_id
         if call_id is not None and isinstance(failed, AuthzDenied) and not isinstance(failed, GraphBubbleUp):
             # A step *inside* the tool (a child agent, another tool) was denied.
-            return denial_message(denial_of(self.call, failed), call_id), None
+            return call_messages.denial_message(call_messages.denial_of(self.call, failed), call_id), None
         return output, failed
 
 
