@@ -180,17 +180,6 @@ def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
     return found
 
 
-def has_unanswered_calls(messages: Sequence[Any]) -> bool:
-    """Return True if the newest AI message has calls that no tool message answers."""
-    answered: set[str] = set()
-    for message in reversed(messages):
-        if isinstance(message, ToolMessage):
-            answered.add(message.tool_call_id)
-        elif isinstance(message, AIMessage):
-            return any(c["id"] not in answered for c in message.tool_calls)
-    return False
-
-
 def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
     fields = value if isinstance(value, (dict, Mapping)) else getattr(value, "__dict__", None) or {"": value}
     for name, held in fields.items():
@@ -234,6 +223,12 @@ def answered_calls(value: object) -> set[str]:
                 answered.difference_update([c["id"] or "" for c in message.tool_calls])
         found |= answered
     return found
+
+
+def has_unanswered_calls(messages: Sequence[Any]) -> bool:
+    """Return True if the newest AI message has calls that no tool message answers."""
+    newest, answered = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None), answered_calls(messages)
+    return newest is not None and any(c["id"] not in answered for c in newest.tool_calls)
 
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:

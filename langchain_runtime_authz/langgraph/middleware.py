@@ -41,7 +41,8 @@ from langchain_runtime_authz.langgraph.tool_execution import (
     under_lock,
 )
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.pep.decide_steps import decide_model, withheld_tools
+from langchain_runtime_authz.pep.decide_steps import decide_model
+from langchain_runtime_authz.pep.obligations import withheld_tools
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive
 
 MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware

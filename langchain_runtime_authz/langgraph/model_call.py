@@ -16,7 +16,8 @@ from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, withheld_tools
+from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model
+from langchain_runtime_authz.pep.obligations import withheld_tools
 from langchain_runtime_authz.pep.run import Flow, Run
 
 # Parameters that let a provider act by itself: MCP servers, web search.

@@ -209,9 +209,3 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     prompt = {"model": call.model, "digest": call.prompt}
     step = decide_step(run, MODEL, resource, prompt=prompt, keep=keep, known=known)
     return (yield from (step if permit is None else if_alive(run, permit, step)))
-
-
-def withheld_tools(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
-    """Return names of withheld tools: the agent's own tools, and provider tools."""
-    given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
-    return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])

@@ -166,3 +166,9 @@ def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)
+
+
+def withheld_tools(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
+    """Return names of withheld tools: the agent's own tools, and provider tools."""
+    given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
+    return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])

@@ -20,15 +20,9 @@ from langchain_runtime_authz.ledger.base import HumanText, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep import decide_steps
-from langchain_runtime_authz.pep.decide_steps import (
-    ModelCall,
-    decide_model,
-    decide_step,
-    if_alive,
-    kept_permit,
-    withheld_tools,
-)
+from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, decide_step, if_alive, kept_permit
 from langchain_runtime_authz.pep.lease import take_lease
+from langchain_runtime_authz.pep.obligations import withheld_tools
 from langchain_runtime_authz.pep.run import Commit, drive
 from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.testing import StaticPDP
