@@ -40,11 +40,11 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.approval_answers import OnAsk
 from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
+from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.pep.session import Session
@@ -100,7 +100,7 @@ class RuntimeAuthz(Threads):
             approvers whom the application has authenticated (`by=`).
         on_ask: a callable that answers the policy's questions in this process, so that graphs neither pause nor need a
             checkpointer. It gets the question and returns the decisions, both in LangChain's form. Its answer counts as
-            the subject's own. It may be asynchronous. `pep.approval_answers.ask_in_terminal` asks in the terminal.
+            the subject's own. It may be asynchronous. `pep.on_ask.ask_in_terminal` asks in the terminal.
         on_unknown: a callable that asks a tool's service whether a call in doubt happened. It gets an `UnknownCall`
             (`pep.calls_in_doubt`). It returns True if the call happened, False if it did not and will not, and None if
             the service cannot tell, so that the call stays in doubt. It may be asynchronous, and has five seconds.

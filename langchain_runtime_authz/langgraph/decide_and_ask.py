@@ -25,13 +25,13 @@ from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
-from langchain_runtime_authz.pep.approval_answers import AskHere
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, try_claim
 from langchain_runtime_authz.pep.conclude_calls import deny_call
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asking_calls
+from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
 _SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the answer with a skipped number

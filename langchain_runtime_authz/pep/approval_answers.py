@@ -1,34 +1,25 @@
 """Read approvers' answers: the decision on each question, and task corrections.
 
 An answer has LangChain's form (`docs/approvals.md`) or Agent Inbox's. An edit, a response and a rejection with a reason
-change the task. Such an answer is a correction (`correcting_texts`): it advances the epoch, and the approved calls continue
-in the new epoch.
-
-`on_ask` answers in the process that asks. It runs outside the graph, in an empty context, with a copy of the question.
-Its answer counts as the subject's, because the application is responsible for it.
+change the task. Such an answer is a correction (`correcting_texts`): it advances the epoch, and the approved calls
+continue in the new epoch.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextvars import Context
-from copy import deepcopy
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_runtime_authz._display import labelled, printable
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.pep.approval_questions import DECISIONS, PLAIN, allowed_decisions, approval_ids
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
-from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Run
+from langchain_runtime_authz.pep.run import Flow, Run
 
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
@@ -205,47 +196,3 @@ def record_answers(
     by_key, content = {a.call_key: a for a in asked}, run.engine.audit.content
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, time.time(), content=content, **detail)
-
-
-_log = logging.getLogger(__name__)
-
-OnAsk = Callable[[dict[str, Any]], Any]
-
-
-def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Show each call in the terminal. Approve it if the user types `y`, else reject."""
-    decisions = []
-    for request in question["action_requests"]:
-        print("\n".join(labelled("", line, 4) for line in request["description"].splitlines()))  # noqa: T201
-        try:
-            approved = input("Approve? [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
-            approved = False
-        decisions.append({"type": "approve" if approved else "reject"})
-    return {"decisions": decisions}
-
-
-def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
-    try:
-        given = Context().run(engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
-        if inspect.iscoroutine(given):
-            given.close()
-            raise TypeError("asked by blocking code; use `ainvoke` with async nodes and tools, or a blocking `on_ask`")
-    except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call is denied)
-        return _failed(exc)
-    return given
-
-
-async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
-    try:
-        given = await asyncio.to_thread(Context().run, engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
-        return await Context().run(asyncio.ensure_future, given) if inspect.isawaitable(given) else given
-    except Exception as exc:  # noqa: BLE001  (as in `_ask`)
-        return _failed(exc)
-
-
-def _failed(exc: Exception) -> None:
-    _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, printable(str(exc)))
-
-
-AskHere: Final = Effect(_ask, _aask)  # takes a question in LangChain's form; returns the answer

@@ -28,7 +28,8 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pep import approval_answers, health, run
+from langchain_runtime_authz.pep import health, on_ask, run
+from langchain_runtime_authz.pep.on_ask import _failed
 from langchain_runtime_authz.telemetry import metrics, semconv
 from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
@@ -259,12 +260,12 @@ def test_a_failure_s_text_forges_no_line(
 ) -> None:
     """An exception may quote a thread's id, or a question's text. Unescaped, it adds a line to the log."""
     if not escaped:
-        for module in (run, approval_answers):
+        for module in (run, on_ask):
             monkeypatch.setattr(module, "printable", lambda text: text)
     authz = RuntimeAuthz(pdp=StaticPDP(True))
     with caplog.at_level(logging.ERROR):
         authz._engine.deny_for_failure(RuntimeError("(thread)=(t\nINFO permitted pay\x1b[2K)"))
-        approval_answers._failed(RuntimeError("t\nINFO permitted pay\x1b[2K"))
+        _failed(RuntimeError("t\nINFO permitted pay\x1b[2K"))
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2
     assert all(("\n" not in line and "\x1b" not in line) is escaped for line in lines)

@@ -17,7 +17,7 @@ from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
 from langchain_runtime_authz.langgraph.run_context import current_run
-from langchain_runtime_authz.pep.approval_answers import ask_in_terminal
+from langchain_runtime_authz.pep.on_ask import ask_in_terminal
 from langchain_runtime_authz.testing import ScriptedChatModel
 
 
