@@ -1,8 +1,8 @@
 """Observe what runs outside enforcement points: by callbacks and an audit hook.
 
-The callbacks see code that gets them from its caller, and record names only. The hook gives evidence, not protection, because one line of code can bypass it. It sees connections, not requests, and
-opened files, not writes. It does not see pooled connections, C and Rust libraries, uvloop, child processes and threads
-without the run's context.
+The callbacks see code that gets them from its caller, and record names only. The hook gives evidence, not protection,
+because one line of code can bypass it. It sees connections, not requests, and opened files, not writes. It does not see
+pooled connections, C and Rust libraries, uvloop, child processes and threads without the run's context.
 """
 
 from __future__ import annotations
