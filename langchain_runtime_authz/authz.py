@@ -33,8 +33,8 @@ from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, as_caller
+from langchain_runtime_authz.langgraph.tool_facts import NO_PROFILE, Profiles, facts_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import NO_PROFILE, Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate

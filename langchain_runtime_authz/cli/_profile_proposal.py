@@ -19,7 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_runtime_authz.cli._app import yaml_flow, yaml_scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
-from langchain_runtime_authz.langgraph.tool_lookup import digest_of
+from langchain_runtime_authz.langgraph.tool_facts import digest_of
 from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, UNPROFILED, Effect, raise_by_hints
 

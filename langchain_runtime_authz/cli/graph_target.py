@@ -41,7 +41,7 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 def graph_tools(target: str) -> list[BaseTool]:
     """Return a graph's tools, one for each name. Print nodes that act without a tool."""
     from langchain_runtime_authz.coverage.code_scan import acting_nodes
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, made_by_langgraph
+    from langchain_runtime_authz.langgraph.tool_facts import digest_of, made_by_langgraph
 
     found: dict[str, BaseTool] = {}
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):

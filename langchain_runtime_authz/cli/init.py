@@ -95,7 +95,7 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, made_by_langgraph
+    from langchain_runtime_authz.langgraph.tool_facts import digest_of, made_by_langgraph
     from langchain_runtime_authz.tool_profile import load_profiles
 
     quiet = yes or answers is not None
@@ -138,7 +138,7 @@ def init(
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
     from langchain_runtime_authz._profile_schema import check_arguments
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.langgraph.tool_facts import arguments_of
 
     known = {t.name: t for t in tools}
     if unknown := ", ".join(f"`{one_line(n)}`" for n in given if n not in known):
@@ -153,7 +153,7 @@ def _interactive() -> bool:
 
 
 def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseTool], *, ask: bool) -> Any:
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of
+    from langchain_runtime_authz.langgraph.tool_facts import digest_of
 
     if tool.name not in given and (fitting := ready(tool)) is not None:
         name, fields = fitting
@@ -189,7 +189,7 @@ def _fields(profile: ToolProfile) -> Any:
 
 def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     """Return (name of the set, fields) of a tool's shipped profile, or `None`."""
-    from langchain_runtime_authz.langgraph.tool_lookup import why_foreign
+    from langchain_runtime_authz.langgraph.tool_facts import why_foreign
 
     for name, profiles in _ready_sets().items():
         # Nothing proves to which MCP server a tool belongs, so only the user can choose a set for MCP tools.
@@ -217,7 +217,7 @@ def _explain() -> None:
 
 def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
     from langchain_runtime_authz.cli._profile_proposal import propose
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.langgraph.tool_facts import arguments_of
     from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS
 
     proposal = propose(tool, tools)
@@ -260,7 +260,7 @@ def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
     """Return orders for `intent` that begin with one of `verbs`, else `verbs` itself."""
-    from langchain_runtime_authz.langgraph.tool_lookup import schema_of
+    from langchain_runtime_authz.langgraph.tool_facts import schema_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders
     from langchain_runtime_authz.tool_profile import ToolProfile
@@ -272,7 +272,7 @@ def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:
     """Return True if the tool can have this profile; otherwise print why not."""
     from langchain_runtime_authz._profile_schema import check_arguments
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.langgraph.tool_facts import arguments_of
     from langchain_runtime_authz.tool_profile import load_profiles
 
     try:
@@ -326,7 +326,7 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
 
 def example_args(tool: BaseTool) -> dict[str, Any]:
     """Return arguments that fit the tool's schema, for a test."""
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of, schema_of
+    from langchain_runtime_authz.langgraph.tool_facts import arguments_of, schema_of
 
     needed = schema_of(tool).get("required", [])
     return {name: _example(schema) for name, schema in arguments_of(tool).items() if name in needed}

@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import ConfigError
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.graph_target import Graph
     from langchain_runtime_authz.coverage.report import CoverageReport
-    from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+    from langchain_runtime_authz.langgraph.tool_facts import Profiles
 
 
 def inspect(

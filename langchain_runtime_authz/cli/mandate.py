@@ -130,7 +130,7 @@ def _schemas(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[
     if graph is None:
         named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
         return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}
-    from langchain_runtime_authz.langgraph.tool_lookup import schema_of
+    from langchain_runtime_authz.langgraph.tool_facts import schema_of
 
     return {tool.name: schema_of(tool) for tool in tools_of(load_graph(graph))}
 

@@ -46,7 +46,7 @@ def suggest(
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
     from langchain_runtime_authz.cli._profile_proposal import propose
-    from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+    from langchain_runtime_authz.langgraph.tool_facts import Profiles
     from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, load_profiles
 
     declared = load_profiles(profiles)
@@ -118,7 +118,7 @@ def check(
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     from langchain_runtime_authz._profile_schema import check_arguments
-    from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, why_foreign
+    from langchain_runtime_authz.langgraph.tool_facts import Profiles, arguments_of, digest_of, why_foreign
     from langchain_runtime_authz.tool_profile import raise_by_hints
 
     if declared is None:

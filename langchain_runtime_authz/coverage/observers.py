@@ -32,7 +32,7 @@ from langchain_runtime_authz.langgraph.private_api import starting_graph, starti
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, current_run
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import is_guarded
 from langchain_runtime_authz.pep.run import Flow, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_observation
 

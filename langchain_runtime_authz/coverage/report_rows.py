@@ -25,8 +25,8 @@ from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool
 from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
+from langchain_runtime_authz.langgraph.tool_facts import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
-from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.decision_counts import EnforcementPoint, PointCounts
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {

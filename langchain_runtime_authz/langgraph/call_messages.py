@@ -24,7 +24,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.call_arguments import NOTHING_TRACED, traced_arguments
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, ToolInput
 from langchain_runtime_authz.tool_profile import UNPROFILED
 

@@ -36,7 +36,7 @@ from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, current_run, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, UndecidedCall, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import ToolGuard, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.obligations import obliged_fields

@@ -42,8 +42,8 @@ from langchain_runtime_authz.langgraph.private_api import subclass_like, weakly_
 from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, NodeCall, OutsideCall, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import Profiles, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow, new_id
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles

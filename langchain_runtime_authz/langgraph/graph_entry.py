@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer, keyed_answers, record_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, update_in
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.langgraph.tool_facts import Profiles
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids

@@ -32,7 +32,7 @@ from langchain_runtime_authz.langgraph.interrupts import counting_questions, kee
 from langchain_runtime_authz.langgraph.messages import answered_calls, newest_messages, record_plans, sent_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay

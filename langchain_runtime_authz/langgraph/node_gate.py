@@ -32,8 +32,8 @@ from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, run_handle, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
+from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by

@@ -34,8 +34,8 @@ from langchain_runtime_authz.langgraph.node_gate import gate_bound, gate_tool_no
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
+from langchain_runtime_authz.langgraph.tool_facts import Profiles, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 

@@ -28,7 +28,7 @@ from langchain_runtime_authz.langgraph.interrupts import execution_of, keep_numb
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import Profiles, ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
 

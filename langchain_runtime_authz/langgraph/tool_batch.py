@@ -28,8 +28,8 @@ from langchain_runtime_authz.langgraph.messages import answered_calls
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, under_lock
+from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER

@@ -26,7 +26,7 @@ from langchain_runtime_authz.langgraph.private_api import ToolNode, config_param
 from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import UndecidedCall, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, ArrivedCall, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import (
+from langchain_runtime_authz.langgraph.tool_facts import (
     GUARDED,
     IN_PLACE,
     GuardsInPlace,

@@ -23,7 +23,7 @@ from langchain_runtime_authz.cli.graph_target import tools_of
 from langchain_runtime_authz.demo.agent import agent_graph
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, load_suite
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.langgraph.tool_facts import Profiles
 from langchain_runtime_authz.testing import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import EFFECTS, SHIPPED, SINKS, ToolProfile, load_profiles
 from tests import generated

@@ -17,7 +17,7 @@ from langgraph.prebuilt import ToolNode
 from packaging.requirements import Requirement
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph import tool_facts
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.dependencies import WHY
@@ -49,8 +49,8 @@ def graph(tools: list[BaseTool]) -> Any:
 def derived(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the tools whose JSON schema was derived, which is the dearest part of a start."""
     seen: list[str] = []
-    convert = tool_lookup.convert_to_openai_tool
-    monkeypatch.setattr(tool_lookup, "convert_to_openai_tool", lambda t: seen.append(t.name) or convert(t))
+    convert = tool_facts.convert_to_openai_tool
+    monkeypatch.setattr(tool_facts, "convert_to_openai_tool", lambda t: seen.append(t.name) or convert(t))
     return seen
 
 

@@ -12,7 +12,7 @@ import pytest
 from langchain_core.tools import BaseTool, StructuredTool
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, package_of
+from langchain_runtime_authz.langgraph.tool_facts import Profiles, package_of
 from langchain_runtime_authz.mandate.model import Step, Text
 from langchain_runtime_authz.tool_profile import SHIPPED, ToolProfile, load_profiles, raise_by_hints
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, create_model
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph import tool_facts
 from langchain_runtime_authz.langgraph.declared_effects import declared_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, digest_of, facts_of
+from langchain_runtime_authz.langgraph.tool_facts import Profiles, digest_of, facts_of
 from langchain_runtime_authz.tool_profile import (
     EFFECTS,
     METADATA_KEY,
@@ -274,7 +274,7 @@ def test_a_profile_is_for_the_tool_that_was_seen() -> None:
 
 def test_effects_with_ever_new_arguments_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application may name the arguments of a block after its data. Those that are not kept are checked each time."""
-    monkeypatch.setattr(tool_lookup, "MAX_TOOLS", 3)
+    monkeypatch.setattr(tool_facts, "MAX_TOOLS", 3)
     authz = RuntimeAuthz(profiles={"note": {"effect": "write", "critical": {"to": "principal"}}})
     kept = authz.profiles._effects
     for i in range(9):

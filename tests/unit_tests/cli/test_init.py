@@ -18,7 +18,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli._app import yaml_flow
 from langchain_runtime_authz.cli._order_proposal import proposed_order
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.langgraph.tool_facts import Profiles
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP

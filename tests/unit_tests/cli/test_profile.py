@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, WithJsonSchema, create_model
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.langgraph.tool_facts import Profiles
 from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
 from tests.cli import cli
 

@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import MessagesState
 
 from langchain_runtime_authz import RuntimeAuthz, profile
-from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph import tool_facts
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
@@ -114,8 +114,8 @@ def test_nothing_waits_on_the_loop(build: Any, tmp_path: Path, request: pytest.F
 def test_schemas_are_derived_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mandate is compiled by the schemas of all tools, which take milliseconds each: no such work is a step of the loop."""
     threads: list[int] = []
-    derive = tool_lookup.convert_to_openai_tool
-    monkeypatch.setattr(tool_lookup, "convert_to_openai_tool", lambda t: (threads.append(threading.get_ident()), derive(t))[1])
+    derive = tool_facts.convert_to_openai_tool
+    monkeypatch.setattr(tool_facts, "convert_to_openai_tool", lambda t: (threads.append(threading.get_ident()), derive(t))[1])
 
     def write(name: str) -> str:
         """Write."""

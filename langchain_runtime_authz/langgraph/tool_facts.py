@@ -1,6 +1,7 @@
-"""Look up a tool's profile, which is declared and pinned to the tool's digest.
+"""Find the facts of a tool: its profile, digest, functions and guard.
 
-A tool without such a profile is unprofiled. A guard keeps the profile until the tool changes.
+A profile counts only if it is declared and pinned to the tool's digest. Without such a profile, the tool is
+unprofiled. A guard keeps the facts until the tool changes.
 """
 
 from __future__ import annotations
