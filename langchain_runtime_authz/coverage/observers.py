@@ -215,9 +215,6 @@ _EVENTS: Final[dict[str, Reader]] = {
 }
 
 
-What = Literal["tool", "model", "graph", "chain"]
-
-
 class AuthzCallbackHandler(BaseCallbackHandler):
     """Records tools, models and graphs that run outside enforcement points.
 
@@ -264,7 +261,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
         elif current_run() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
             self._observe("chain", _name(serialized, kwargs))
 
-    def _observe(self, what: What, name: str) -> None:
+    def _observe(self, what: Literal["tool", "model", "graph", "chain"], name: str) -> None:
         record_observation(what, name)
         self._engine.write(partial(observation_record, now=time.time(), what=what, name=name))
 

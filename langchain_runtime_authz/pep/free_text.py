@@ -32,10 +32,8 @@ def free_text(answer: object, question: object, schema: object = None) -> str:
         known = not plain or plain in closed or text in choices
         return not known and not any(_assents(text, words, each) for each in languages())
 
-    if isinstance(answer, str):
-        return answer.strip() if is_news(answer) else ""
     said = _said(answer, is_news)
-    return "" if said is None else json_text(said)
+    return "" if said is None else said.strip() if isinstance(said, str) else json_text(said)
 
 
 def _plain(text: str) -> str:
