@@ -78,17 +78,10 @@ class OpaPDP(RemotePDP):
         return [_decision(result, metadata) for result in results]
 
     async def _query(self, path: str, body: bytes, n: int = 1) -> tuple[object, _Metadata]:
-        answer = await self._client.query_rule(_Input(body, n), path, query_params={"provenance": "true"})
+        answer = await self._client.query_rule((body, n), path, query_params={"provenance": "true"})
         result, metadata = _opened(answer)
         self.revision = metadata.revision if metadata.named else ""
         return result, metadata
-
-
-class _Input(NamedTuple):
-    """A request for OPA's client: the JSON to send, and the number of answers."""
-
-    body: bytes
-    answers: int
 
 
 class _Metadata(NamedTuple):
@@ -151,8 +144,8 @@ def _client_class() -> Any:
 
         @asynccontextmanager
         async def _request(self, method: str, url: str, json: Any) -> AsyncIterator[_Answer]:
-            given: _Input = json["input"]
-            body, limit = b'{"input":' + given.body + b"}", given.answers * MAX_ANSWER_BYTES
+            request, answers = json["input"]
+            body, limit = b'{"input":' + request + b"}", answers * MAX_ANSWER_BYTES
             yield _Answer((await self.link.exchange(method, url, body=body, limit=limit)).body)
 
     return Client

@@ -130,6 +130,7 @@ def main() -> None:
     with ExitStack() as stack:
         shared = next(ledger for ledger in stack.enter_context(ledgers()).values() if isinstance(ledger, PostgresLedger))
         env = {"BENCH_SCHEMA": shared._schema, "BENCH_FOLDER": stack.enter_context(tempfile.TemporaryDirectory())}
+        os.environ.setdefault("GOGC", "400")  # of OPA, as `deploy/` sets it
         opa = stack.enter_context(OpaServer("--bundle", bundle(Path(env["BENCH_FOLDER"]))))
         asyncio.run(prepare(f"{os.environ['LRA_POSTGRES_DSN']} options=-csearch_path={shared._schema}"))
         urls = [started(stack, options.workers, **env), started(stack, options.workers, **env, BENCH_OPA=opa.url)]

@@ -622,7 +622,7 @@ def test_a_turn_takes_few_statements(dsn: str, schema: str) -> None:
     with PostgresLedger(dsn, schema=schema) as ledger, seen_by_postgres() as seen:
         turn, invoke = turn_and_invoke(ledger, seen)
     assert (len(turn) <= POSTGRES, writes(turn)) == (True, 3), turn
-    assert (len(invoke) <= 11, writes(invoke)) == (True, 5), invoke
+    assert (len(invoke) <= 10, writes(invoke)) == (True, 5), invoke
 
 
 @pytest.mark.parametrize(("accept", "code"), [(accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED)])
