@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.plain_orders import Known, pronoun_in, says
+from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, Known, pronoun_in, says
 
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
@@ -130,7 +130,7 @@ _QUOTED: Final = lazy(
 )
 _EDGE: Final = " \t\n.,;:!?\u2026"
 _END: Final = lazy(
-    r"(?<!\n[\dx])(?<!\A[\dx])(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
+    r"(?<!\n[\dx])(?<!\A[\dx])(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)(?!(?<=[\dx])\. (?i:jan|feb|m[aä]r|apr|mai|jun|jul|aug|sep|okt|nov|dez))[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
@@ -160,12 +160,14 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
 DIRECTIONS: Final = {word: way for way in ("from", "to") for said in _PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 _SHORT: Final = 60
+_NAME: Final = 2  # words of a name
 _COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
-_SCALED, _TIMES, _PERCENT = (
-    lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent")
+_SCALED, _TIMES, _PERCENT, _HOUR = (
+    lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
 )
+_CHANGED: Final = lazy(rf"(?<!\w)(?:{_any('changed_by')}) \Z", re.IGNORECASE)
 _MONEY: Final = lazy(
-    r"[ \u00a0\u202f]?(?:[A-Z]{3}\b|(?i:euros?|dollars?|pounds?)\b|[\u20ac$\u00a3\u5143])|[^\n]{0,3}?(?:[A-Z]{3}|[\u20ac$\u00a3])[ \u00a0]?\Z"
+    rf"[ \u00a0\u202f]?(?:[A-Z]{{3}}\b|(?i:{CURRENCIES}))|[^\n]{{0,3}}?(?:[A-Z]{{3}}|(?i:{CURRENCIES}))[ \u00a0]?\Z"
 )
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 
@@ -221,7 +223,7 @@ class Segment:
                 self.readings.setdefault(span, set()).add(form)
         plain = mask_spans(text, [*self.quotations, *(span for _, span in tokens)], "x")
         self.masked = mask_spans(text, self.quotations, "x")
-        ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
+        ends = [m for m in _END.finditer(plain) if m[0] != "\n" or not _goes_on(plain[: m.start()], plain[m.end() :])]
         self.starts = [0, *(m.end() for m in ends)]
 
     def sentence(self, at: int) -> int:
@@ -237,9 +239,11 @@ class Segment:
         """Return spans of pronouns after `verbs` in the rest of a sentence: "label it"."""
         found = []
         for said in _PRONOUN.finditer(self.masked, at, self.span(self.sentence(at - 1))[1]):
-            within = pronoun_in(said[3], verbs) if said[3] else None
-            if within or (said[1] or "").lower() in verbs:
-                found.append((said.end() - len(within or said[2]), said.end()))
+            verb, end = said[1] or said[3], said.end(1 if said[1] else 3)
+            if within := pronoun_in(verb, verbs):
+                found.append((end - len(within), end))
+            elif said[1] and verb.lower() in verbs:
+                found.append(said.span(2))
         return found
 
     def whole(self, start: int, end: int) -> bool:
@@ -260,7 +264,11 @@ class Segment:
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
         if c.isalnum() or c in "_@\\*~=&+/":
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
-        return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
+        return (
+            c in ".-:?"
+            and not _UNSPACED.match(beyond)
+            and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
+        )
 
     def certain(self, form: str, start: int, end: int) -> bool:
         """Return True if a number or date has only one reading, unlike "1.250".
@@ -289,6 +297,12 @@ class Segment:
         """Return True if a sentence forbids the value at `start`. `dictated`: free text."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
+
+
+def _goes_on(before: str, behind: str) -> bool:
+    """Return True if a line goes on: before a list, or before the name at the end."""
+    last = before.rstrip(" \t\n")[-1:]
+    return last == ":" or (last == "," and "\n" not in behind.strip() and len(behind.split()) <= _NAME)
 
 
 class Texts:
@@ -355,7 +369,7 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
         yield from _phrase(segment, value)
     for form in tokens:
         for start, end in segment.tokens.get(form, ()):
-            meant = not form.startswith("num:") or _meant(segment.text, end, rate=rate)
+            meant = not form.startswith("num:") or _meant(segment.text, start, end, value, rate=rate)
             if (
                 meant
                 and segment.certain(form, start, end)
@@ -375,12 +389,21 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
         yield from (
             m.span()
             for m in _COUNT.finditer(segment.text)
-            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span()) and _meant(segment.text, m.end(), rate=rate)
+            if _COUNTED[m[0].lower()] == value
+            and segment.whole(*m.span())
+            and _meant(segment.text, *m.span(), value, rate=rate)
         )
 
 
-def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if no "million" follows at `end`, and "%" follows only a `rate`."""
+def _meant(text: str, start: int, end: int, value: object, *, rate: bool) -> bool:
+    """Return True if a number is not an hour, a change or a part.
+
+    "8 Uhr" is an hour, "by 3" a change, and "3 million" is not 3.
+    "%" follows only a `rate`.
+    """
+    counts = isinstance(value, int | float) and not rate
+    if counts and (_HOUR.match(text, end) or _CHANGED.search(text[max(0, start - _SHORT) : start])):
+        return False
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -19,12 +19,30 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 Spans = Sequence[tuple[int, int]]
 Values = Sequence[Spans]  # the places of each value
 VALUE: Final = "\ue000"  # stands for each character of a value
+WHEN: Final = "\ue002"  # for each character of a day or a time
 QUOTE: Final = "\ue001"  # for each character of another quotation
 _LANGUAGES: Final = Path(__file__).parent / "languages"
 _LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-8"))
 _VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
+_NOUNS: Final = json.loads((_LANGUAGES / "nouns.json").read_text(encoding="utf-8"))
+_SCALES: Final = [
+    {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
+    for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
+]
+_MONEY: Final = sorted(
+    {word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])}, key=len, reverse=True
+)
+CURRENCIES: Final = "|".join(
+    rf"{re.escape(word)}(?!\w)" if word[0].isascii() and word.isalpha() else re.escape(word) for word in _MONEY
+)
+_LISTS["money"] = {"signs": [rf"(?<![^\W\d]){CURRENCIES}"]}
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
+# Infinitive → endings of orders and of the second person, if the verb is regular.
+_CONJUGATED: Final[dict[str, tuple[str, ...]]] = {"frer": ("e", "es", "ez"), "itre": ("", "te")} | {
+    language + ending: ("e", "es", "a", "as") for language in ("es", "pt") for ending in ("ar", "er", "ir")
+}
+_SOFT: Final = {"g": "gu", "c": "qu", "z": "c"}
 _ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
 # Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
 _ENCLITICS: Final = (
@@ -33,6 +51,7 @@ _ENCLITICS: Final = (
 )
 _ACCENTS: Final = str.maketrans("áéíóú", "aeiou")  # "resérvame" of "reserva"
 _ALIKE: Final = str.maketrans("\u017f\u0131", "si")  # long s, dotless i
+_INDEFINITE: Final = re.compile(r"(?i:an?|eine?[mnrs]?|une?|una|uma?|un)\b")
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
 
@@ -58,20 +77,29 @@ def _lower(text: str) -> str:
     return found if len(found) == len(text) else "".join(letter.lower()[:1] for letter in text.translate(_ALIKE))
 
 
-def _grammar() -> dict[str, re.Pattern[str]]:
-    """Return the rules of `orders.grammar` by name, with codes for kinds."""
-    rules = dict[str, str]()
+def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], str]]]:
+    """Return the rules of `orders.grammar` by name.
+
+    The second value has those of ambiguous words, each with the code of their kind.
+    """
+    rules, meanings = dict[str, str](), list[tuple[re.Pattern[str], str]]()
     written = (_LANGUAGES / "orders.grammar").read_text(encoding="utf-8")
-    for name, rule in re.findall(r"^(\w+) = (.+)$", written, re.MULTILINE):
+    for name, sign, rule in re.findall(r"^(\w+)( =|:) (.+)$", written, re.MULTILINE):
         coded = re.sub("[A-Za-z_]+", lambda said: rules.get(said[0]) or _CODES[said[0].lower()], rule)
-        rules[name] = f"(?:{coded.replace(' ', '')})"
-    return {name: lazy(rule) for name, rule in rules.items()}
+        coded = f"(?:{coded.replace(' ', '')})"
+        if sign == ":":
+            meanings.append((lazy(coded), _CODES[name.lower()]))
+        else:
+            rules[name] = coded
+    return {name: lazy(rule) for name, rule in rules.items()}, meanings
 
 
 _TOKEN: Final = lazy(_lexer())  # of texts in lower case: twice as fast as with `IGNORECASE`
-_GRAMMAR: Final = _grammar()
+_GRAMMAR, _MEANINGS = _grammar()
 _BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"  # the first decides
-_BEHIND: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "aside"  # behind an order
+_BEHIND: Final = (
+    *("courtesy", "text", "told_more", "it", "read", "given", "more", "order", "verb_alone", "kept", "aside"),
+)  # behind an order
 
 
 class Known(NamedTuple):
@@ -107,30 +135,50 @@ def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
     for verb in verbs:
         before, _, bare = verb.rpartition("-")  # "zu-weisen": "weise"
         yield from (before + bare, f"{before}zu{bare}")
-        if language == "en":
+        if language in ("en", "also"):
             yield from (f"mind {said}ing" for said in (verb, verb[:-1], verb + verb[-1]))
+        stem = bare[:-2]
+        yield from (stem + end for end in _CONJUGATED.get(language + bare[-2:], ()))
+        if stem[-1:] in _SOFT:  # "pagar": "pague"
+            yield from (stem[:-1] + _SOFT[stem[-1]] + end for end in ("e", "es"))
         if language == "de":
             stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
             for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
                 yield from (part + said + end for part in {"", before} for end in _ENDINGS)
 
 
+def scale_of(value: object) -> Mapping[str, frozenset[str]]:
+    """Return the choices of which a value is one, with the words for each.
+
+    "on" gives "on" and "off". Empty for other values.
+    """
+    return next((scale for scale in _SCALES if value in scale), {})
+
+
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:
-    """Return the words of a tool, but for the verb of its name."""
+    """Return the words of a tool in all languages, but for the verb of its name."""
     verb, _, rest = name.partition("_")
     fields = profile.trust if isinstance(profile.trust, dict) else ()
-    words = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent, *fields)).lower()))
-    return words.union(f"{word}s" for word in words).union(word.removesuffix("s") for word in words) - {verb.lower()}
+    said = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent, *fields)).lower()))
+    words = said.union(*((f"{word}s", word.removesuffix("s")) for word in said)) - {verb.lower()}
+    return words.union(*(nouns for group in _NOUNS if words & {*group["en"]} for nouns in group.values()))
 
 
 def _read(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
-    codes, spans = "", list[tuple[int, int]]()
-    for match in _TOKEN.finditer(_lower(text)):
+    return _read_once(text, known._replace(nouns=frozenset(known.nouns), verbs=frozenset(known.verbs)))
+
+
+@lru_cache(maxsize=256)
+def _read_once(text: str, known: Known) -> tuple[str, Spans]:
+    codes, spans, end, low = "", list[tuple[int, int]](), 0, _lower(text)
+    while match := _TOKEN.search(low, end):
         kind, (start, end) = (match.lastgroup or "").removesuffix("_"), match.span()
+        longer = (text[start : start + n] for n in (4, 3, 2) if "\u3400" <= text[start] <= "\u9fff")
+        if word := next((each for each in longer if each in known.verbs or each in known.nouns), None):
+            kind, end = "word", start + len(word)  # 关闭
         touches = kind == "han" and spans[-1:] == [(start - 1, start)]
-        if touches and text[start - 1 : end] in known.verbs:  # 关闭
-            codes, start = codes[:-1], spans.pop()[0]
+        kind = "formal" if kind == "she" and text[start] == "S" else kind  # "öffnen Sie"
         kind = _known_kind(kind, text[start:end].lower(), known, after_request=codes[-1:] == _CODES["request"])
         if touches and kind == "han" and codes[-1:] == _CODES["verb"]:
             codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
@@ -140,6 +188,8 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
         if pronoun:
             codes += _CODES["pronoun"]
             spans.append((end - len(pronoun), end))
+    for rule, code in _MEANINGS:
+        codes = rule.sub(code, codes)
     return codes, spans
 
 
@@ -178,6 +228,7 @@ def starts_of(rule: str, text: str, known: Known) -> list[int]:
 
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
     codes, at, colon = _GRAMMAR["pair"].sub(_CODES["link"], codes), 0, False
+    codes = _GRAMMAR["gathered"].sub(lambda said: said[0].replace(_CODES["and"], _CODES["link"]), codes)
     for edge in (*_GRAMMAR["edge"].finditer(codes), None):
         end = edge.start() if edge else len(codes)
         before, said, behind = codes[max(0, at - 1) : at], codes[at:end], codes[end : end + 1]
@@ -203,7 +254,7 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     match phase, rule:
         case ("start", "order" | "it" | "verb_alone"):
             return "ordered"
-        case ("start" | "ordered", "courtesy" | "before" | "given" | "more"):
+        case ("start" | "ordered", "courtesy" | "before" | "given" | "kept" | "more"):
             return phase
         case _ if part.after_colon or rule == "":
             return None
@@ -226,7 +277,7 @@ def _text_starts(part: _Part, rule: str, phase: _Phase) -> int | None:
     """Return where a part begins to dictate a text, or None."""
     that = part.codes.find(_CODES["that"])
     behind_order = phase == "ordered" and (part.after_colon or that == 0)
-    if behind_order or (rule == "text" and phase in ("start", "ordered")):
+    if behind_order or (rule == "text" and phase == "start") or (rule in ("text", "told_more") and phase == "ordered"):
         return part.end if rule == "more" else part.spans[0 if part.after_colon else that][0]
     return None
 
@@ -252,7 +303,16 @@ def unclear(
     before = unsaid  # what no part before the first order says
     values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
     others = [last for first, last in values if _outside(own, first, last) == own]
-    others += [spans[found.start()][0] for found in _GRAMMAR["another"].finditer(codes)]
+    rivals = (found.start() for found in _GRAMMAR["another"].finditer(codes))
+    topic = _GRAMMAR["topic"].match(codes)  # then "the memory" is not a rival, but "a virus" and "and the fee" are
+    others += [
+        spans[at][0]
+        for at in rivals
+        if not topic
+        or _any(codes[at - 1], "and", "comma")
+        or not _any(codes[at], "article")
+        or _INDEFINITE.match(text, spans[at][0])
+    ]
     phase: _Phase = "start"
     pointed = False  # "it" stands for the values, and nothing else is said before it
     mine = True  # the last verb orders the step

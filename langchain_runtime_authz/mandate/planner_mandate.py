@@ -23,7 +23,7 @@ from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
-from langchain_runtime_authz.mandate.plain_orders import Known, synonyms, words_of_tool
+from langchain_runtime_authz.mandate.plain_orders import Known, says, scale_of, synonyms, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
@@ -221,14 +221,24 @@ class _Check:
         """Return the choices other than a default, or than what a synonym says."""
         found = set[str]()
         for name, schema in self.schemas[tool].items():
-            spoken = self.profiles[tool].synonyms.get(name, {})
-            if name in args:
-                own = _values(args[name])
-                others = set() if any(self.words.places(one)[0] for one in own) else {*spoken.values()}.difference(own)
+            default = as_mapping(schema).get("default")
+            own = {*map(str, _values(args[name]) if name in args else (default,))}
+            scale, spoken = (
+                _scale(self.profiles[tool], name, next(iter(own), None)),
+                self.profiles[tool].synonyms.get(name, {}),
+            )
+            if name in args:  # a preposition like "an" may say something else
+                plain = own.union(*(w for value, w in scale.items() if value in own))
+                plain = {word for word in plain if word in own or not says("little", word, Known())}
+                others = set() if any(self.words.places(one)[0] for one in plain) else {*spoken.values(), *scale} - own
             else:
-                enum = as_list(as_mapping(schema).get("enum"))
-                others = {str(choice) for choice in enum if not is_default(schema, choice)}
+                others = {*map(str, as_list(as_mapping(schema).get("enum")) or scale)} - own
             found |= others.union(word for word, value in spoken.items() if value in others)
+            found |= (
+                frozenset()
+                .union(*(scale.get(value, ()) for value in others))
+                .difference(*(scale.get(value, ()) for value in own))
+            )
         return found
 
     def _needs(
@@ -248,8 +258,13 @@ class _Check:
                 yield need(
                     name,
                     value,
-                    also=tuple(word for word, meant in profile.synonyms.get(name, {}).items() if meant == value),
+                    also=(
+                        *(word for word, meant in profile.synonyms.get(name, {}).items() if meant == value),
+                        *_scale(profile, name, value).get(str(value), ()),
+                    ),
                     dictated=name in profile.text,
+                    dated=name in profile.when and profile.effect not in RISKY,
+                    alone=profile.effect == "pay" or (profile.effect in RISKY and kind_of(profile, name) in COUNTED),
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
@@ -259,11 +274,11 @@ class _Check:
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield need(f"{argument.step} {field}", value, shares=True)
+                    yield need(f"{argument.step} {field}", value, shares=True, alone=profile.effect in RISKY)
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
-                yield need(" limit", argument.limit, counts=True)
+                yield need(" limit", argument.limit, counts=True, alone=True)
         if step.times > 1:
-            yield need(" times", step.times, counts=True)
+            yield need(" times", step.times, counts=True, alone=True)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return the argument, with its position in the messages if there is only one."""
@@ -293,6 +308,11 @@ def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
     if profile.effect in RISKY and not own:
         own = {name.partition("_")[0].lower()}
     return frozenset().union(*map(synonyms, own))
+
+
+def _scale(profile: ToolProfile, name: str, value: object) -> Mapping[str, frozenset[str]]:
+    """Return the choices of an argument's value with the words for each, or {}."""
+    return scale_of(value) if profile.critical.get(name) == "value" else {}
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ must be a plain order (`mandate.plain_orders`). The other sentences may not chan
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -15,7 +16,16 @@ from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import singular, words_of
 from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, starts_of, unclear
+from langchain_runtime_authz.mandate.plain_orders import (
+    QUOTE,
+    VALUE,
+    WHEN,
+    Known,
+    changes_nothing,
+    says,
+    starts_of,
+    unclear,
+)
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -33,6 +43,8 @@ class NeededValue(NamedTuple):
     value: object
     also: tuple[str, ...] = ()  # the profile's other words for it
     dictated: bool = False  # free text that the user dictates
+    dated: bool = False  # a day or a time; another thing may stand before it: "my calendar on 3 June"
+    alone: bool = False  # another step of the tool may not share it
     ends: bool = False  # it must reach to the end of its sentence or quotation, so that a command is not cut
     counts: bool = False  # a number of calls
     strict: bool = False  # the step pays, deletes or administers
@@ -68,16 +80,17 @@ class Placing:
     def __init__(self, words: Texts, known: Known, needs: Iterable[NeededValue]) -> None:
         self.words, self.known = words, known
         self.claims: dict[str, list[BackedPlace]] = {}
-        values: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(words.segments))}
+        values = [list[tuple[int, int]]() for _ in words.segments]
+        dates = [list[tuple[int, int]]() for _ in words.segments]
         for need in needs:
             nouns = need._replace(also=tuple(word for word in need.also if word.lower() not in known.verbs))
             for n, start, end in self._everywhere(nouns):
-                values[n].append((start, end))
+                (dates if need.dated else values)[n].append((start, end))
         self._masked = list[str]()
-        for segment, spans in zip(words.segments, values.values(), strict=True):
-            said = mask_spans(segment.text, spans, VALUE)
+        for segment, spans, days in zip(words.segments, values, dates, strict=True):
+            said = mask_spans(mask_spans(segment.text, days, WHEN), spans, VALUE)
             self._masked.append(
-                mask_spans(said, [q for q in segment.quotations if VALUE not in said[slice(*q)]], QUOTE)
+                mask_spans(said, [q for q in segment.quotations if {VALUE, WHEN}.isdisjoint(said[slice(*q)])], QUOTE)
             )
 
     def read(self, needs: Sequence[NeededValue]) -> Placed:
@@ -161,12 +174,15 @@ class Placing:
 
     def _run_together(self, one: Place, two: Place) -> bool:
         """Return True if nothing like "and" parts two steps' values: "close T-1 for T-2"."""
+        return _overlap(one, two) or (one.segment == two.segment and not self._parted(one, two))
+
+    def _parted(self, one: Place, two: Place) -> bool:
         first, last = sorted((one, two))
-        parted = any(first.end <= at < last.start for at in self._parted[first.segment])
-        return _overlap(one, two) or (first.segment == last.segment and not parted)
+        edges = self._edges[first.segment]
+        return bisect_left(edges, first.end) < bisect_left(edges, last.start)
 
     @cached_property
-    def _parted(self) -> list[list[int]]:
+    def _edges(self) -> list[list[int]]:
         """For each segment: where something like "and" parts values."""
         return [starts_of("apart", said, self.known) for said in self._masked]
 
@@ -246,8 +262,8 @@ class Placing:
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
                 sites = [(c.need, [(a - start, b - start) for _, a, b in self._sites(c)]) for c in placed]
-                own = [spans for need, spans in sites if not (need.dictated or need.calculated)]
-                texts = [spans for need, spans in sites if need.dictated]
+                own = [spans for need, spans in sites if not (need.dictated or need.calculated or need.dated)]
+                texts = [spans for need, spans in sites if need.dictated or need.dated]
                 said = self._masked[n][start:end]
                 doubt = unclear(said, own, known, segment.text[start:end], texts, strict=strict)
                 if doubt is None:
@@ -284,13 +300,12 @@ class Placing:
         used = {c.place for c in others}
         for need, found in inside:
             near = placed[0].place if placed else found[0]
-            alone = need.strict or need.dictated or need.counts  # other steps of one tool may share a value
-            taken = [c for c in others if alone or c.need != need]
+            taken = [c for c in others if need.alone or c.need != need]
             taken += [c for c in placed if not (c.need.shares and c.need.owner == need.owner)]
             free = [place for place in found if not any(_overlap(place, c.place) for c in taken)]
             if not free:
                 return None
-            place = min(free, key=lambda p: (p in used, abs(p.start - near.start)))
+            place = min(free, key=lambda p: (p in used, self._parted(p, near), abs(p.start - near.start)))
             placed.append(BackedPlace(place, deed, need))
         return placed
 
@@ -329,7 +344,7 @@ class Placing:
 
     def _says(self, choices: Iterable[str]) -> str | None:
         said = "\n".join(map(self._said, self._newest()))
-        return next((c for c in choices if c and re.search(rf"(?i)(?<!\w){re.escape(c)}(?!\w)", said)), None)
+        return next((c for c in choices if c and re.search(rf"(?i){_bounded(c)}", said)), None)
 
     def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
         """Return an argument whose value stands behind another's name or direction."""
@@ -349,6 +364,16 @@ class Placing:
         forbidden = not (need.counts or need.order) and self._places(need)[1]
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
+
+
+def _bounded(word: str) -> str:
+    """Return a pattern for a whole word.
+
+    One Chinese sign is a word behind other scripts: "50元", not "50美元".
+    """
+    if word[0].isalnum() and word[0] < "\u3400":
+        return rf"(?<!\w){re.escape(word)}(?!\w)"
+    return rf"(?<![^\W\d_]){word}" if len(word) == 1 and word.isalpha() else re.escape(word)
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
