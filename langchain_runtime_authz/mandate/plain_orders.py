@@ -29,13 +29,12 @@ _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
     for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
 ]
-_MONEY: Final = sorted(
-    {word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])}, key=len, reverse=True
-)
-CURRENCIES: Final = "|".join(
-    rf"{re.escape(word)}(?!\w)" if word[0].isascii() and word.isalpha() else re.escape(word) for word in _MONEY
-)
-_LISTS["money"] = {"signs": [rf"(?<![^\W\d]){CURRENCIES}"]}
+_MONEY: Final = {word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])}
+_LISTS["money"] = {
+    "words": [word for word in _MONEY if word[0].isascii() and word.isalpha()],
+    "signs": [re.escape(word) for word in _MONEY if not (word[0].isascii() and word.isalpha())],
+}
+CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 # Infinitive → endings of orders and of the second person, if the verb is regular.
@@ -96,10 +95,9 @@ def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], 
 
 _TOKEN: Final = lazy(_lexer())  # of texts in lower case: twice as fast as with `IGNORECASE`
 _GRAMMAR, _MEANINGS = _grammar()
-_BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"  # the first decides
-_BEHIND: Final = (
-    *("courtesy", "text", "told_more", "it", "read", "given", "more", "order", "verb_alone", "kept", "aside"),
-)  # behind an order
+# The kinds of parts, before an order and behind it. The first that a part follows decides.
+_BEFORE: Final = "courtesy text it read order verb_alone before remark".split()
+_BEHIND: Final = "courtesy text told_more it read given more order verb_alone kept aside".split()
 
 
 class Known(NamedTuple):
