@@ -264,11 +264,9 @@ class Segment:
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
         if c.isalnum() or c in "_@\\*~=&+/":
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
-        return (
-            c in ".-:?"
-            and not _UNSPACED.match(beyond)
-            and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
-        )
+        if c not in ".-:?" or _UNSPACED.match(beyond):
+            return False
+        return step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-")
 
     def certain(self, form: str, start: int, end: int) -> bool:
         """Return True if a number or date has only one reading, unlike "1.250".

@@ -25,6 +25,7 @@ _LANGUAGES: Final = Path(__file__).parent / "languages"
 _LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-8"))
 _VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
 _NOUNS: Final = json.loads((_LANGUAGES / "nouns.json").read_text(encoding="utf-8"))
+_GERMAN: Final = frozenset(noun for group in _NOUNS for noun in group["de"])  # "Kreditkarte" is a "Karte"
 _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
     for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
@@ -96,8 +97,20 @@ def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], 
 _TOKEN: Final = lazy(_lexer())  # of texts in lower case: twice as fast as with `IGNORECASE`
 _GRAMMAR, _MEANINGS = _grammar()
 # The kinds of parts, before an order and behind it. The first that a part follows decides.
-_BEFORE: Final = "courtesy text it read order verb_alone before remark".split()
-_BEHIND: Final = "courtesy text told_more it read given more order verb_alone kept aside".split()
+_BEFORE: Final = ["courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"]
+_BEHIND: Final = [
+    "courtesy",
+    "text",
+    "told_more",
+    "it",
+    "read",
+    "given",
+    "more",
+    "order",
+    "verb_alone",
+    "kept",
+    "aside",
+]
 
 
 class Known(NamedTuple):
@@ -196,7 +209,8 @@ def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> s
     if kind not in ("word", "read", "unit", "money", "spare", "han"):
         return "link" if kind == "away" and word in known.nouns else kind
     verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
-    return "verb" if verb else "noun" if word in known.nouns else kind
+    noun = word in known.nouns or any(word[n:] in _GERMAN and word[n:] in known.nouns for n in range(2, len(word) - 3))
+    return "verb" if verb else "noun" if noun else kind
 
 
 def pronoun_in(word: str, verbs: Collection[str]) -> str | None:

@@ -219,26 +219,20 @@ class _Check:
 
     def _other_choices(self, tool: str, args: Mapping[str, model.Argument]) -> set[str]:
         """Return the choices other than a default, or than what a synonym says."""
-        found = set[str]()
+        profile, found = self.profiles[tool], set[str]()
         for name, schema in self.schemas[tool].items():
-            default = as_mapping(schema).get("default")
-            own = {*map(str, _values(args[name]) if name in args else (default,))}
-            scale, spoken = (
-                _scale(self.profiles[tool], name, next(iter(own), None)),
-                self.profiles[tool].synonyms.get(name, {}),
-            )
-            if name in args:  # a preposition like "an" may say something else
-                plain = own.union(*(w for value, w in scale.items() if value in own))
-                plain = {word for word in plain if word in own or not says("little", word, Known())}
-                others = set() if any(self.words.places(one)[0] for one in plain) else {*spoken.values(), *scale} - own
-            else:
-                others = {*map(str, as_list(as_mapping(schema).get("enum")) or scale)} - own
-            found |= others.union(word for word, value in spoken.items() if value in others)
-            found |= (
-                frozenset()
-                .union(*(scale.get(value, ()) for value in others))
-                .difference(*(scale.get(value, ()) for value in own))
-            )
+            given = _values(args[name]) if name in args else (as_mapping(schema).get("default"),)
+            own, scale = {*map(str, given)}, _scale(profile, name, given)
+            spoken = [(word, choice) for choice, words in scale.items() for word in words]
+            sure = own.union(w for w, choice in spoken if choice in own and not says("little", w, Known()))
+            spoken += profile.synonyms.get(name, {}).items()
+            choices = {*scale, *(choice for _, choice in spoken)}
+            if name not in args:
+                choices = {*map(str, as_list(as_mapping(schema).get("enum")) or scale)}
+            elif any(self.words.places(word)[0] for word in sure):
+                continue
+            others = choices - own
+            found |= others.union(w for w, c in spoken if c in others).difference(w for w, c in spoken if c in own)
         return found
 
     def _needs(
@@ -260,7 +254,7 @@ class _Check:
                     value,
                     also=(
                         *(word for word, meant in profile.synonyms.get(name, {}).items() if meant == value),
-                        *_scale(profile, name, value).get(str(value), ()),
+                        *_scale(profile, name, (value,)).get(str(value), ()),
                     ),
                     dictated=name in profile.text,
                     dated=name in profile.when and profile.effect not in RISKY,
@@ -310,9 +304,9 @@ def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
     return frozenset().union(*map(synonyms, own))
 
 
-def _scale(profile: ToolProfile, name: str, value: object) -> Mapping[str, frozenset[str]]:
-    """Return the choices of an argument's value with the words for each, or {}."""
-    return scale_of(value) if profile.critical.get(name) == "value" else {}
+def _scale(profile: ToolProfile, name: str, values: Sequence[object]) -> Mapping[str, frozenset[str]]:
+    """Return the choices of which an argument's values are some, with the words for each."""
+    return scale_of(values[0]) if values and profile.critical.get(name) == "value" else {}
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:
