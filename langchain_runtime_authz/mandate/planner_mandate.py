@@ -305,7 +305,7 @@ def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
 
 
 def _scale(profile: ToolProfile, name: str, values: Sequence[object]) -> Mapping[str, frozenset[str]]:
-    """Return the choices of which an argument's values are some, with the words for each."""
+    """Return the choices of which an argument has some, with the words for each."""
     return scale_of(values[0]) if values and profile.critical.get(name) == "value" else {}
 
 
