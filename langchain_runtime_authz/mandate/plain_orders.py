@@ -38,11 +38,6 @@ _LISTS["money"] = {
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
-# Infinitive → endings of orders and of the second person, if the verb is regular.
-_CONJUGATED: Final[dict[str, tuple[str, ...]]] = {"frer": ("e", "es", "ez"), "itre": ("", "te")} | {
-    language + ending: ("e", "es", "a", "as") for language in ("es", "pt") for ending in ("ar", "er", "ir")
-}
-_SOFT: Final = {"g": "gu", "c": "qu", "z": "c"}
 _ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
 # Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
 _ENCLITICS: Final = (
@@ -51,7 +46,6 @@ _ENCLITICS: Final = (
 )
 _ACCENTS: Final = str.maketrans("áéíóú", "aeiou")  # "resérvame" of "reserva"
 _ALIKE: Final = str.maketrans("\u017f\u0131", "si")  # long s, dotless i
-_INDEFINITE: Final = re.compile(r"(?i:an?|eine?[mnrs]?|une?|una|uma?|un)\b")
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
 
@@ -148,10 +142,6 @@ def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
         yield from (before + bare, f"{before}zu{bare}")
         if language in ("en", "also"):
             yield from (f"mind {said}ing" for said in (verb, verb[:-1], verb + verb[-1]))
-        stem = bare[:-2]
-        yield from (stem + end for end in _CONJUGATED.get(language + bare[-2:], ()))
-        if stem[-1:] in _SOFT:  # "pagar": "pague"
-            yield from (stem[:-1] + _SOFT[stem[-1]] + end for end in ("e", "es"))
         if language == "de":
             stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
             for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
@@ -315,16 +305,8 @@ def unclear(
     before = unsaid  # what no part before the first order says
     values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
     others = [last for first, last in values if _outside(own, first, last) == own]
-    rivals = (found.start() for found in _GRAMMAR["another"].finditer(codes))
-    topic = _GRAMMAR["topic"].match(codes)  # then "the memory" is not a rival, but "a virus" and "and the fee" are
-    others += [
-        spans[at][0]
-        for at in rivals
-        if not topic
-        or _any(codes[at - 1], "and", "comma")
-        or not _any(codes[at], "article")
-        or _INDEFINITE.match(text, spans[at][0])
-    ]
+    rule = "rival" if _GRAMMAR["topic"].match(codes) else "another"
+    others += [spans[found.start()][0] for found in _GRAMMAR[rule].finditer(codes)]
     phase: _Phase = "start"
     pointed = False  # "it" stands for the values, and nothing else is said before it
     mine = True  # the last verb orders the step
