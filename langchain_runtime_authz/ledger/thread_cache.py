@@ -32,7 +32,9 @@ class CachedThread(NamedTuple):
             return None
         for nonce, deeds, rows, values in ((newest, set[str](), list[Any](), dict[str, str]()), *self.doubts):
             # With locks, other commits do not matter: a later claim of a deed has changed a value, which `keep` compares.
-            if n.deeds <= deeds and (locks <= values.keys() if locks else nonce == newest):
+            # But a running call ends without a lock, perhaps in doubt.
+            held = locks <= values.keys() and all(state != "claimed" for _, _, _, _, state, *_ in rows)
+            if n.deeds <= deeds and (held if locks else nonce == newest):
                 return rows, {name: values[name] for name in sorted(locks)}
         return None
 

@@ -818,6 +818,23 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(LASTS)
         assert self.doubted(deeds=("pay:x",)) == [] and self.claimed("new") is None
 
+    def test_a_call_that_may_run_beside_another_does_not_once_that_one_is_in_doubt(self) -> None:
+        """Its end takes no lock, and comes between the load and the claim."""
+        about = {"args_digest": "d", "process": "p1", "entry": "e1"}
+
+        def claim(key: str, **more: Any) -> ClaimCall:
+            return ClaimCall(key, lease.jti, False, deed="send:x", about={**about, **more}, subject="user:alice")
+
+        elsewhere, lease = self.scope._replace(thread=unique_name()), self.deed(self.scope, "opens", deed="")
+        self.ledger.commit(elsewhere, None, [OpenThread("user:alice"), TakeLease(lease), claim("runs")])
+        mine = claim("beside", args_digest="e", entry="e2")
+        self.load(calls=("beside",), deeds=("send:x",))
+        self.do(mine)
+        self.do(ReleaseCall("beside"))
+        self.load(calls=("beside",), deeds=("send:x",))
+        self.ledger.commit(elsewhere, None, [ConcludeCall("runs", "unknown")])
+        self.refuse(Code.IN_DOUBT, mine)
+
     def test_only_the_newest_void_calls_are_read(self) -> None:
         """A later call of the deed commits to the thread of each."""
         for number in range(NEWEST + 2):
