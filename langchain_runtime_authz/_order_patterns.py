@@ -23,7 +23,7 @@ MAX_LENGTH: Final = 500  # characters of one pattern
 WORD, WORDS = ":word", ":words"
 REST: Final = ":rest"
 _IDLE: Final = re.compile(  # the reader of messages skips these words before an order
-    "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
+    "a|ah|alright|also|an|and|evening|finally|first|go|hello|hey|hi|just|kindly|lastly|let's|lets|"
     "morning|my|next|now|oh|ok|okay|our|please|quickly|second|so|sure|the|then|these|third|this|yes"
 )
 _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")

@@ -14,7 +14,7 @@ from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, l
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.mandate.value_matching import is_same
-from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
+from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words, follows
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
 _SENTENCE: Final = re.compile(r"(?:[.!?;]+(?=\s|$)|\n)+")
@@ -57,15 +57,11 @@ def _items(
 ) -> Iterator[str]:
     """Yield the words and `{arguments}` of an order; nothing if the sentence is unfit."""
     tokens = [token for token in language.tokens(sentence) if token.kind != "end"]
-    at, end = 0, len(tokens)
-    while taken := language.match("openers", tokens, at):
-        at += taken
-    for start in range(at, len(tokens)):
-        if language.match("tails", tokens, start) == len(tokens) - start:
-            end = start
-            break
-    tokens, found, left = tokens[at:end], list[str](), dict(args)
     verbs = language.verbs.union(words_of(name))
+    verb_at = (n for n, t in enumerate(tokens) if t.lower in verbs and follows(language, "ahead", sentence, tokens[:n]))
+    tokens = tokens[next(verb_at, 0) :]
+    end = next((n for n in range(1, len(tokens)) if follows(language, "behind", sentence, tokens[n:])), len(tokens))
+    tokens, found, left = tokens[:end], list[str](), dict(args)
     verb = tokens[0].lower if tokens and tokens[0].kind in {"word", "name"} else ""
     if verb not in verbs or (verb not in words_of(name) and names_other(verb, profile.effect)):
         return

@@ -391,7 +391,8 @@ class OrderMatch:
                     if bound.keys().isdisjoint(values):
                         yield {**values, **bound}
         elif item in small:
-            yield from self._read(rest, at)  # users may leave out the order's article
+            other = said == item and item in self.values.data["indefinite"]  # German "an"
+            yield from self._read(rest, at + other)  # users may leave out the order's article
         elif said and self._says(said, item, at):
             yield from self._read(rest, at + 1)
         elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride

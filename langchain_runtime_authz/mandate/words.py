@@ -1,10 +1,8 @@
 """Compile a mandate from the user's words: cut a turn into clauses, find tools.
 
 This reads the orders that profiles declare or that a verb suggests ("Pay Bob 45 EUR"). A turn is what the user sent at
-once. Every word of the turn must be understood. If it has a condition, question, negation, report, future tense or
-remark, the whole turn has no mandate. Then an approver is asked about each side effect.
-
-Only one tool may fit a clause, in one reading (`mandate.order_matching`). The words of a language are data.
+once. Only one tool may fit a clause, in one reading (`mandate.order_matching`). Only courtesies may stand around orders,
+as `languages/orders.grammar` knows them. If anything else is said, the whole turn has no mandate.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from itertools import pairwise
+from itertools import groupby, pairwise
 from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final
@@ -25,6 +23,7 @@ from langchain_runtime_authz.mandate.date_matching import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import OrderMatch, token_cuts
+from langchain_runtime_authz.mandate.plain_orders import Known, says
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -33,16 +32,17 @@ MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
 MAX_LINES: Final = 20
 MAX_WORDS: Final = 100  # of one sentence
 MAX_CLAUSES: Final = 16
-MAX_TAIL: Final = 8  # words of a polite ending
+MAX_AROUND: Final = 16  # words of courtesies
 MAX_TRIES: Final = 10_000  # positions of a turn at which orders are tried
 _SHOWN: Final = 80  # characters of a dropped stretch that are reported
 _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # not under ":"
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
 _UNFIT: Final = "it fits no order of a tool; a value needs a capital, a digit or quotes"
-_MORE: Final = "what stands behind the comma may not belong to the order; quote a text that has commas"
+_MORE: Final = "what stands behind {} may not belong to the order; give it an order of its own, or quote a text"
 _SAME: Final = "two orders concern the same target"
 _FIRST: Final = "it may hang on what is done first"
+_WORDED: Final = frozenset(("word", "name", "sep", "own", "colon"))  # kinds of tokens without a value
 
 
 class _UnclearError(Exception):
@@ -64,6 +64,8 @@ def compile_words(
         today: the date of the messages. Without it, "tomorrow" is a common word.
     """
     found = Compiled(None, ())
+    if texts and not any(map(str.strip, texts)):
+        return _nothing("the text", "it is empty")
     if sum(map(len, texts)) > MAX_TEXT or sum(t.count("\n") for t in texts) > MAX_LINES:
         return _nothing(next((t for t in texts if t), ""), _LONG)
     for text in texts:
@@ -94,6 +96,13 @@ def _unplain(text: str) -> str | None:
         if category in "LMN" and not letter.isascii() and not _LATIN.match(letter):
             return "it mixes scripts"
     return None
+
+
+def follows(language: Language, rule: str, text: str, tokens: Sequence[Token]) -> bool:
+    """Return True if tokens without a value follow a rule of `orders.grammar`."""
+    said = text[tokens[0].start : tokens[-1].end] if tokens else ""
+    worded = all(t.kind in _WORDED for t in tokens)
+    return worded and says(rule, said, Known()) and not language.doubtful.search(said)
 
 
 class _Turn:
@@ -153,13 +162,15 @@ class _Turn:
     # --- sentences
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
+        if len(tokens) > MAX_WORDS:
+            raise _UnclearError(_LONG)
         opened = self._opened(tokens)
-        asked = any(self.language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
-        if "?" in mark and not asked:
+        wished = any(t.lower in self.data["wishing"] for t in tokens[:1])  # "I'd like to pay Bob 45 EUR?"
+        if "?" in mark and (wished or not self._follows("asking", tokens[:opened])):
             raise _UnclearError("it is a question")
         if ".." in mark:
             raise _UnclearError("it trails off")
-        if not tokens or self._opened(tokens, 0, "courtesies") == len(tokens):
+        if not tokens or self._follows("ahead", tokens):
             return
         letters = [t.text for t in tokens if t.kind in {"name", "word"}]
         if letters[1:] and all(map(str.isupper, letters)):
@@ -169,8 +180,6 @@ class _Turn:
         kinds = " ".join("to" if t.text in {"to", "and", "-"} else t.kind for t in tokens)
         if re.search(r"\bnumber (?:number|money|to date)\b", kinds):  # "123 500 EUR", "3 to 5 June"
             raise _UnclearError("two numbers may be one")
-        if len(tokens) > MAX_WORDS:
-            raise _UnclearError(_LONG)
         clauses = [*self._clauses(tokens, opened)]
         if any(self._matched([*before[:1], *clause]) for before, clause in pairwise(clauses)):
             raise _UnclearError("a word behind the verb may be a thing")  # "Cancel booking B-5 and order O-6"
@@ -178,6 +187,9 @@ class _Turn:
             if "?" in mark and not any(map(self.language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
+
+    def _follows(self, rule: str, tokens: Sequence[Token]) -> bool:
+        return follows(self.language, rule, self.text, tokens)
 
     def _matched(self, tokens: list[Token]) -> list[OrderMatch]:
         """Return the readings of a clause, one `OrderMatch` for each tool that fits."""
@@ -192,30 +204,31 @@ class _Turn:
             self.matches[key] = [match for match in found if match.found]
         return self.matches[key]
 
-    def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
-        """Return the index behind all leading `phrases`, like greetings."""
-        while taken := self.language.match(phrases, tokens, at):
-            at += taken
-            at += at < len(tokens) and tokens[at].text == ","
-        return at
+    def _opened(self, tokens: Sequence[Token], at: int = 0) -> int:
+        """Return the index of the verb behind words like "Hi, could you", or `at`."""
+        verbs = (n for n in range(at + 1, min(len(tokens), at + MAX_AROUND)) if self._is_verb(tokens[n]))
+        return next((n for n in verbs if self._follows("ahead", tokens[at:n])), at)
 
     def _clauses(self, tokens: list[Token], at: int) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence. A new clause begins where a verb follows "and"."""
         begin = 0
         while at < len(tokens):
-            gap = self.language.match("separators", tokens, at)
-            verb = self._opened(tokens, at + gap)
-            if gap and self._begins(tokens[verb : verb + 2]):
+            gap = self.language.gap(tokens, at)
+            verb = self._opened(tokens, at + gap) if gap and not self._turns(tokens[begin:at]) else len(tokens)
+            if any(map(self._is_verb, tokens[verb : verb + 1])) and not self._labelled(tokens[verb : verb + 2]):
                 yield tokens[begin:at]
                 begin = at = verb
             else:
                 at += gap or 1
         yield tokens[begin:]
 
-    def _begins(self, tokens: Sequence[Token]) -> bool:
-        """Return True if `tokens` begin with a verb that is not `_labelled`."""
-        verb = [t.lower for t in tokens[:1] if t.kind == "word"]
-        return not self.verbs.isdisjoint(verb) and not self._labelled(tokens)
+    def _is_verb(self, token: Token) -> bool:
+        return token.kind == "word" and token.lower in self.verbs and token.lower not in self.language.prepositions
+
+    def _turns(self, tokens: Sequence[Token]) -> bool:
+        """Return True for "In production, ...", not for "To Ann, ..." (an address)."""
+        leads = any(t.lower in self.language.prepositions - {"to"} for t in tokens[:1])
+        return leads and not any(map(self._is_verb, tokens))
 
     def _retracts(self, tokens: Sequence[Token]) -> bool:
         """Return True if a clause may withdraw an order: "cancel it", not "cancel O-5"."""
@@ -232,22 +245,28 @@ class _Turn:
 
     def _clause(self, tokens: list[Token]) -> None:
         tokens = self._untailed(tokens[self._opened(tokens) :])
-        if self._opened(tokens, 0, "courtesies") == len(tokens):
+        if self._follows("ahead", tokens):
             return
-        matches = self._matched(tokens)
+        if not (matches := self._matched(tokens)):  # "Lösche bitte a.txt"
+            tokens = [t for t in tokens if t.kind != "word" or not says("asking", t.text, Known())]
+            matches = self._matched(tokens)
         if all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
             raise _UnclearError("it may be a title")
         if self.kept and self._retracts(tokens):
             raise _UnclearError("it may take back an order before it")
         found = [(match, match.steps(self.digest)) for match in matches] or self._elided(tokens)
+        at = next((n for n, t in enumerate(tokens) if self._is_verb(t)), 0)
+        end = next((n for n in range(1, at) if self._follows("ahead", tokens[n:at])), at)
+        if not found and self._turns(tokens[:end]):
+            tokens = [*tokens[at:], *tokens[:end]]
+            found = [(match, match.steps(self.digest)) for match in self._matched(tokens)]
         acts = any(match.tool.profile.needs_mandate for match, _ in found)
         if not any(steps for _, steps in found):
-            stop = next(
-                (f"`{t.text}` leaves" for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)), ""
-            )
-            comma = next((n for n, token in enumerate(tokens) if token.kind == "sep"), 0)
-            why = _MORE if self._matched(tokens[:comma]) else _UNFIT
-            raise _UnclearError(f"{stop} open whether it is an order" if stop else why)
+            stops = [t.text for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)]
+            gap = next((n for n in range(1, len(tokens)) if self.language.gap(tokens, n)), 0)
+            mark = "the comma" if tokens[gap].text == "," else f"`{tokens[gap].text}`"
+            why = _MORE.format(mark) if self._matched(tokens[:gap]) else _UNFIT
+            raise _UnclearError(f"`{stops[0]}` leaves open whether it is an order" if stops else why)
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
         if acts and self.checked:
@@ -265,27 +284,22 @@ class _Turn:
 
     def _elided(self, tokens: list[Token]) -> list[tuple[OrderMatch, list[Step]]]:
         """Return the orders that share a verb: "Pay Bob 45 EUR and Ann 30 EUR"."""
-        parts, at, joined = [tokens[:1]], 1, ""
-        while at < len(tokens):
-            gap = self.language.gap(tokens, at)
-            joined = tokens[at + gap - 1].text if gap else joined
-            parts += [tokens[:1]] if gap else []
-            parts[-1] = [*parts[-1], *([] if gap else tokens[at : at + 1])]
-            at += gap or 1
+        runs = [(gap, [*run]) for gap, run in groupby(tokens[1:], self.language.separates)]
+        parts = [[*tokens[:1], *run] for gap, run in runs if not gap]
+        joined = next((run[-1].text for gap, run in reversed(runs) if gap), "")
         # "Pay Bob 45 EUR, Correction 50 EUR" pays nobody of this name.
         found = [self._matched(part) for part in parts] if 1 < len(parts) <= MAX_CLAUSES and joined != "," else []
-        if not found or any(len(one) != 1 or one[0].tool is not found[0][0].tool for one in found):
-            return []
-        steps = [one[0].steps(self.digest) for one in found]
-        if any(len(one) != 1 for one in steps):
+        same = found and all(len(one) == 1 and one[0].tool is found[0][0].tool for one in found)
+        steps = [one[0].steps(self.digest) for one in found] if same else []
+        if not steps or any(len(one) != 1 for one in steps):
             return []
         kinds = [{n: v.kind for n, (v, *_) in one[0].found[0].items()} for one in found]
         own = [v for v, *_ in found[0][0].found[0].values() if v.start > tokens[0].start]
-        plain = len(own) > 1 and all(kind == kinds[0] for kind in kinds)
         begun = (min((v for v, *_ in one[0].found[0].values()), key=lambda v: v.start) for one in found[1:])
         firsts = (value.text.split()[0] for value in begun if value.kind in {"name", "id"})
         # "Pay marta 45 EUR and deduct 5 EUR": a word in lower case may be a verb.
-        plain = plain and not any(word.islower() and word.isalpha() for word in firsts)
+        other = any(word.islower() and word.isalpha() for word in firsts)
+        plain = len(own) > 1 and all(kind == kinds[0] for kind in kinds) and not other
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
     def _keep(self, tool: ToolWords, step: Step) -> None:
@@ -299,10 +313,11 @@ class _Turn:
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without polite words at their end."""
-        for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
-            capital = any(t.text[:1].isupper() for t in tokens[at:])  # a name: "the page Shop Now"
-            if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
-                return self._untailed(tokens[: at - bool(at and tokens[at - 1].kind == "sep")])
+        for at in range(max(1, len(tokens) - MAX_AROUND), len(tokens)):
+            capital = any(t.text[0].isupper() for t in tokens[at:])  # a name: "the page Shop Now"
+            other = any(t.lower in self.data["never_behind"] for t in tokens[at:])  # "Friday next"
+            if not capital and not other and self._follows("behind", tokens[at:]):
+                return tokens[:at]
         return tokens
 
 

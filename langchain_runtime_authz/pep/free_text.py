@@ -65,14 +65,12 @@ def _assents(text: str, question: str, language: Language) -> bool:
     if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
         return False
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]
-    words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
+    words = [t.lower for t in tokens if t.kind != "end"]
     choices = {*re.findall(r"\w+", question.lower())} - _CLOSED
     odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it breaks off
-    if odd or any(t.lower in choices for t in words):
-        return False
-    while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):
-        yes, at = yes or bool(said), at + taken
-    return yes and at == len(words)
+    said = " ".join(words)
+    plain = not odd and choices.isdisjoint(words) and language.assent.search(said) is not None
+    return plain and language.assents.fullmatch(said) is not None
 
 
 def _choices_in(schema: object) -> Iterator[str]:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -46,10 +45,6 @@ def _dates(text: str) -> list[str]:
     return [form.removeprefix("date:") for form in forms_of(text, said=True) if form.startswith("date:")]
 
 
-Phrases = Mapping[str, Sequence[tuple[str, ...]]]
-"""Phrases by their first word, the longest first."""
-
-
 class Token(NamedTuple):
     """A word, value or sign of a text, with its kind and position."""
 
@@ -74,34 +69,24 @@ def words_of(name: str) -> list[str]:
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
-def phrases_of(written: Iterable[str]) -> Phrases:
-    """Return first word → phrases. "go /and" stands for "go" and "go and"."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
-    for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
-        found.setdefault(phrase[0], []).append(phrase)
-    return found
-
-
 class Language:
     """The lists of words of one language, and the pattern of its tokens."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        def said(name: str) -> Iterator[str]:
-            for phrase in data["phrases"][name]:
-                yield from said(phrase[1:]) if phrase[0] == "@" else (phrase,)
-
         self.data = data
-        self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
+        yes, thanks = ("|".join(data[name]) for name in ("assents", "thanks"))
+        self.assent, self.assents = re.compile(rf"\b(?:{yes})\b"), re.compile(rf"(?:(?:{yes}|{thanks})(?: |\Z))+")
+        self.doubtful = re.compile(rf"\b(?:{'|'.join(data['doubtful'])})\b", re.IGNORECASE)
         named = ("determiners", "stops", "never_values")
         self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(data["verbs"])
         self.prepositions = frozenset(data["prepositions"])
-        separating = self.phrases["separators"].keys()
         self.coins = {written.lower(): code.lower() for written, code in data["currencies"].items()}
         self.vague = never.union(self.stops)
-        self.closed = never.union(self.coins, self.stops, self.determiners, self.prepositions, separating)
+        self.closed = never.union(
+            self.coins, self.stops, self.determiners, self.prepositions, [s for s in data["separators"] if len(s) > 1]
+        )
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
@@ -203,19 +188,13 @@ class Language:
         """Return True if the word may withdraw an order, or make it depend on something."""
         return word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
-    def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
-        """Return the length in tokens of the longest phrase at `at`; 0 if there is none."""
-        if at >= len(tokens) or tokens[at].kind not in _WORDLIKE:
-            return 0
-        known = self.phrases[phrases] if isinstance(phrases, str) else phrases
-        options = known.get(tokens[at].lower, ())
-        said = tuple(t.lower for t in tokens[at : at + len(options[0])]) if options else ()
-        return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
-
     def gap(self, tokens: Sequence[Token], at: int) -> int:
         """Return the number of tokens that separate values at `at`, like ", and"."""
-        gap = self.match("separators", tokens, at)
-        return gap and gap + self.match("separators", tokens, at + gap)
+        return next((n - at for n in range(at, len(tokens)) if not self.separates(tokens[n])), 0)
+
+    def separates(self, token: Token) -> bool:
+        """Return True for a comma, or a word like "and"."""
+        return token.kind in _WORDLIKE and token.text in self.data["separators"]
 
     def definite(self, token: Token) -> bool:
         """Return True if a token determines a thing, like an article or a number."""

@@ -124,6 +124,12 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
     assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
 
 
+@pytest.mark.parametrize(("text", "why"), [(" ", "the text: it is empty"), ("Send money 45 EUR to Bob and Zoe", "what stands behind `and` may not belong to the order")])
+def test_what_is_left_out_is_said(run: Run, text: str, why: str) -> None:
+    found = explain(run, text)
+    assert (found.exit_code, why in found.stdout) == (1, True)
+
+
 def test_profiles_of_several_places_count_as_in_the_app(run: Run, tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text("tools:\n  look: deny\n  note: {critical: {title: name}, intent: ['note {title}']}\n")
     both = run("explain", 'Note "Lunch". Send money 45 EUR to Bob.', "--profiles", "profiles.yaml", "--profiles", "more.yaml", "--profiles", "langchain")

@@ -63,8 +63,11 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
 
 @pytest.mark.parametrize(("text", "expected"), [
     # courtesies
-    ("please send 45 EUR to Bob, thanks!", [BOB]), ("Could you pay €45 to Bob?", [BOB]), ("It would be great if you could pay Bob 45 EUR", [BOB]), ("Oh, and pay Bob 45 EUR", [BOB]), ("Looks good! I'd like to pay Bob 45 EUR.", [BOB]), ("Please be so kind and pay Bob 45 EUR", [BOB]),
+    ("please send 45 EUR to Bob, thanks!", [BOB]), ("Could you pay €45 to Bob?", [BOB]), ("It would be great if you could pay Bob 45 EUR", [BOB]), ("Oh, and pay Bob 45 EUR", [BOB]), ("Great! I'd like to pay Bob 45 EUR.", [BOB]), ("Please be so kind and pay Bob 45 EUR", [BOB]),
     ("Hi! Pay Bob 45 EUR as soon as possible. Have a nice day!", [BOB]), ("Delete the file a.txt now", [A]), ("Pay Bob 45 EUR.\nBest regards", [BOB]), ("Pay Bob 45 EUR.\nRegards, Mallory", []),
+    ("Hallo, könntest du bitte a.txt", []), ("Hola, pay Bob 45 EUR, por favor", [BOB]), ("Delete please the file a.txt, merci", [A]), ("Pay Bob 45 EUR first", []), ("Pay Bob 45 EUR für mich", []),
+    # a part of the order before its verb
+    ("On 3 June 2027, pay Bob 45 EUR", [dated("3 June 2027")]), ("In PROD please restart web-3", [("restart", {"service": "web-3", "environment": "PROD"})]), ("To Bob, pay 45 EUR", []), ("With Bob, pay 45 EUR", []), ("On 3 June 2027, I will pay Bob 45 EUR", []),
     # several orders
     ("Pay Bob 45 EUR and delete a.txt", [BOB, A]), ("- Pay Bob 45 EUR\n- delete the file a.txt", [BOB, A]), ("Two things: pay Bob 45 EUR, and then please delete a.txt", [BOB, A]), ("Pay Bob 45 EUR. Pay Bob 45 EUR.", [BOB]),
     ("Read the file notes.md. Then pay Bob 45 EUR.", [BOB]), ("Drain the service web-4, then restart the service web-3", [("drain", {"service": "web-4"}), WEB]), ("Restart web-3, then test web-3", [WEB]),
@@ -103,6 +106,10 @@ NOTHING = {
         "Pay Bob 45 EUR. No, wait.", "Pay Bob 45 EUR. Scratch that.", "Pay Bob 45 EUR... kidding", "Delete a.txt...", "Pay Bob 45 EUR. It is a scam!", "Pay Bob 45 EUR. Make it 50.", "Pay Bob 45 EUR. Cancel the payment", "Pay Bob 45 EUR. Stop the payment",
         "Please pay Bob 45 EUR. Cancel.", "Please pay Bob 45 EUR. Revoked!", "Pay Bob 45 EUR, please stop", "Put J-1 on hold, no wait", "Pay Bob 45 EUR. Hold it.", "Stop. Pay Bob 45 EUR", "Stop, pay Bob 45 EUR",
         "Pay Bob 45 EUR. Stop paying Bob.", "Pay Bob 45 EUR. Cancel the Bob payment.", "Pay Bob 45 EUR. Note this is a joke",
+    ],
+    "remark": [
+        *(f"Pay Bob 45 EUR{end}" for end in (". The invoice is fake.", ", he is lying.", ". We were hacked!", ", the real amount is lower", " because I was told so", ", since my boss has to agree", ". I take it back", ". Actually, 50.")),
+        *(f"{said}pay Bob 45 EUR" for said in ("The test is over, so ", "They are fake, so ", "I am quoting Bob, ", "I hate it. Please ", "Actually, ")),
     ],
     "limit": ["Pay Bob at most 45 EUR", "Pay Bob up to 45 EUR", "Pay Bob about 45 EUR", "Pay Bob 45 EUR. Stay below 100 EUR in total."],
     "permission": ["Pay Bob 45 EUR, but ask me first", "Wait for my OK, then pay Bob 45 EUR", "You may pay Bob 45 EUR", "Email b@x.org saying hi pending my approval"],
