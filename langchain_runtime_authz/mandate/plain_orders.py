@@ -24,8 +24,6 @@ QUOTE: Final = "\ue001"  # for each character of another quotation
 _LANGUAGES: Final = Path(__file__).parent / "languages"
 _LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-8"))
 _VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
-_NOUNS: Final = json.loads((_LANGUAGES / "nouns.json").read_text(encoding="utf-8"))
-_GERMAN: Final = frozenset(noun for group in _NOUNS for noun in group["de"])  # "Kreditkarte" is a "Karte"
 _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
     for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
@@ -36,6 +34,10 @@ _LISTS["money"] = {
     "signs": [re.escape(word) for word in _MONEY if not (word[0].isascii() and word.isalpha())],
 }
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
+_PERIODS: Final = {  # in English, as arguments are named → in all languages
+    unit: "|".join(said[n] for said in _LISTS["period"].values() if n < len(said) - 1)
+    for n, unit in enumerate(("minute", "hour", "day", "week", "month", "quarter", "year"))
+}
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
@@ -91,20 +93,8 @@ def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], 
 _TOKEN: Final = lazy(_lexer())  # of texts in lower case: twice as fast as with `IGNORECASE`
 _GRAMMAR, _MEANINGS = _grammar()
 # The kinds of parts, before an order and behind it. The first that a part follows decides.
-_BEFORE: Final = ["courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"]
-_BEHIND: Final = [
-    "courtesy",
-    "text",
-    "told_more",
-    "it",
-    "read",
-    "given",
-    "more",
-    "order",
-    "verb_alone",
-    "kept",
-    "aside",
-]
+_BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"
+_BEHIND: Final = "courtesy", "text", "told_more", "it", "read", "given", "more", "order", "verb_alone", "kept", "aside"
 
 
 class Known(NamedTuple):
@@ -156,13 +146,18 @@ def scale_of(value: object) -> Mapping[str, frozenset[str]]:
     return next((scale for scale in _SCALES if value in scale), {})
 
 
+def period_in(words: Collection[str]) -> re.Pattern[str] | None:
+    """Return a pattern for the unit of time that an argument's name says: `weeks`."""
+    said = [_PERIODS[word] for word in words if word in _PERIODS]
+    return re.compile(rf"\s?(?:{said[0]})(?!\w)", re.IGNORECASE) if len(said) == 1 == len(words) else None
+
+
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:
-    """Return the words of a tool in all languages, but for the verb of its name."""
+    """Return the words of a tool, but for the verb of its name."""
     verb, _, rest = name.partition("_")
     fields = profile.trust if isinstance(profile.trust, dict) else ()
     said = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent, *fields)).lower()))
-    words = said.union(*((f"{word}s", word.removesuffix("s")) for word in said)) - {verb.lower()}
-    return words.union(*(nouns for group in _NOUNS if words & {*group["en"]} for nouns in group.values()))
+    return said.union(*((f"{word}s", word.removesuffix("s")) for word in said)) - {verb.lower()}
 
 
 def _read(text: str, known: Known) -> tuple[str, Spans]:
@@ -199,8 +194,7 @@ def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> s
     if kind not in ("word", "read", "unit", "money", "spare", "han"):
         return "link" if kind == "away" and word in known.nouns else kind
     verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
-    noun = word in known.nouns or any(word[n:] in _GERMAN and word[n:] in known.nouns for n in range(2, len(word) - 3))
-    return "verb" if verb else "noun" if noun else kind
+    return "verb" if verb else "noun" if word in known.nouns else kind
 
 
 def pronoun_in(word: str, verbs: Collection[str]) -> str | None:

@@ -20,10 +20,10 @@ from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
 from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
-from langchain_runtime_authz.mandate.languages import languages
+from langchain_runtime_authz.mandate.languages import languages, words_of
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
-from langchain_runtime_authz.mandate.plain_orders import Known, says, scale_of, synonyms, words_of_tool
+from langchain_runtime_authz.mandate.plain_orders import Known, period_in, says, scale_of, synonyms, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
@@ -262,6 +262,7 @@ class _Check:
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
+                    period=period_in(words_of(name)) if isinstance(value, int | float) else None,
                     rate=any(argument is calc.of[0] and calc.op == "percent" for calc in calcs),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),
                     hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,

@@ -51,6 +51,7 @@ class NeededValue(NamedTuple):
     shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
     joined: bool = False  # it must stand next to the other values of `owner`
     rate: bool = False  # a percentage
+    period: re.Pattern[str] | None = None  # the unit of time that it counts
     calculated: bool = False  # a number of another calculation, like "less 12"
     order: bool = False  # a sentence that orders must say it; what is forbidden in it is not looked for
     hit: bool = False  # it is whom or what a write or a message hits, so "it" may stand for it
@@ -213,7 +214,13 @@ class Placing:
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict), []
         found = [self.words.places(value, dictated=need.dictated, rate=need.rate) for value in (need.value, *need.also)]
-        return sorted(p for said, _ in found for p in said), sorted(p for _, forbidden in found for p in forbidden)
+        said, forbidden = (sorted(p for places in two for p in places) for two in zip(*found, strict=True))
+        return [self._with_period(need, p) for p in said], [self._with_period(need, p) for p in forbidden]
+
+    def _with_period(self, need: NeededValue, place: Place) -> Place:
+        """Return the place with the unit that the argument's name says: "6 weeks"."""
+        unit = need.period and need.period.match(self.words.segments[place.segment].text, place.end)
+        return place._replace(end=unit.end()) if unit else place
 
     def _everywhere(self, need: NeededValue) -> list[Place]:
         return [place for places in self._places(need) for place in places]
