@@ -81,7 +81,7 @@ class SqlLedger(b.BlockingLedger):
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
             held, seen = self._cached_thread(scope.tenant, key)
-            locks = self._locks({(held.thread.subject, deed) for deed in query.deeds} if held is not None else ())
+            locks = self._locks({(held.thread.subject, deed, "") for deed in query.deeds} if held is not None else ())
             found = Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS, locks=locks)
             found, now = self._read(tx, found, seen)
         if not found.seen and found.cached is None:  # cache a new thread, so that its first commit needs no read
