@@ -46,8 +46,9 @@ class ClaimCall(Change):
         n.calls.add(self.key)
         if self.subject and self.about is not None:  # even if all doubts are ignored: other calls must see this claim
             n.deeds.update(() if self.despite is None else (self.deed, *self.also))
-            # The third part is as in the lock of a payment by an older version, which may share the ledger in an upgrade.
-            n.locks.update((self.subject, deed, "") for deed in self.about.get("targets") or (self.deed,))
+            same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
+            for deed in self.about.get("targets") or (self.deed,):
+                n.locks.add((self.subject, deed, same))
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         if self.subject and self.despite is not None and t.open and self._doubted(t, now):

@@ -81,14 +81,12 @@ class SqlLedger(b.BlockingLedger):
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
             held, seen = self._cached_thread(scope.tenant, key)
-            locks = self._locks({(held.thread.subject, deed, "") for deed in query.deeds} if held is not None else ())
-            found = Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS, locks=locks)
-            found, now = self._read(tx, found, seen)
+            found, now = self._read(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
         if not found.seen and found.cached is None:  # cache a new thread, so that its first commit needs no read
             with self._lock:
                 self._set_cached(found, cacheable_rows(found.thread.copied(), None, "", found.position, found.version))
-        if query.deeds and found.cached is not None:
-            found.cached.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts, found.locks)]
+        if query.deeds and found.cached is not None and not self._by_thread:
+            found.cached.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
         snap = take_snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -102,13 +100,14 @@ class SqlLedger(b.BlockingLedger):
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), os.urandom(16).hex()
         wanted = rows_needed(guard, changes)
-        locks = self._locks(wanted.locks)
+        digests = map(rows.thread_key, wanted.locks) if self._by_thread else ()
+        locks = sorted({f"turn:{int.from_bytes(digest) % LOCKS}" for digest in digests})
         locked, trust = False, True
         while True:
             with self._writing(scope.tenant, key, locks, locked) as tx:
                 cached, seen = self._cached_thread(scope.tenant, key)
-                held, since = None if locked else cached, self._latest - b.LASTS
-                found = Fetch(scope.tenant, key, wanted, held, since, locks=dict(locks))
+                found = Fetch(scope.tenant, key, wanted, None if locked else cached, self._latest - b.LASTS)
+                found.locks = dict.fromkeys(locks, "")
                 from_cache = self._from_cache(found, seen) if trust else None
                 found, now = from_cache or self._read(tx, found, seen)
                 found.before, found.thread = found.thread, found.thread.copied()
@@ -211,9 +210,9 @@ class SqlLedger(b.BlockingLedger):
     def _from_cache(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
         """Return cached rows and an estimated time, which `Tx.keep` checks; else None."""
         cached = found.cached
-        if cached is None or (known := cached.doubts_of(found.needs, {*found.locks}, seen.nonce)) is None:
+        if cached is None or found.locks or (doubts := cached.doubts_of(found.needs, seen.nonce)) is None:
             return None
-        found.seen, found.version, (found.doubts, found.locks) = cached.seen, cached.version, known
+        found.seen, found.version, found.doubts = cached.seen, cached.version, doubts
         found.position, found.nonce = seen.position, seen.nonce
         if self._clock is not None:
             return found, ledger_time(self._clock(), self._latest)
@@ -262,11 +261,6 @@ class SqlLedger(b.BlockingLedger):
             if done.position > head.position:
                 self._seen[tenant] = done
             self._set_cached(found, made)
-
-    def _locks(self, wanted: Collection[tuple[str, ...]]) -> dict[str, str]:
-        """Return lock rows (`Needs.locks`) by name, with the value of a missing one."""
-        digests = map(rows.thread_key, wanted) if self._by_thread else ()
-        return dict.fromkeys(sorted({f"turn:{int.from_bytes(digest) % LOCKS}" for digest in digests}), "")
 
     def _set_cached(self, found: Fetch, made: CachedThread | None) -> None:
         self._cached.pop((found.tenant, found.key), None)

@@ -23,20 +23,15 @@ class CachedThread(NamedTuple):
     seen: str  # changes with each commit of the thread
     position: int  # the commit's position; up to there, only this instance changed the thread
     version: Version
-    # What the last load read: (nonce of the tenant's newest commit, deeds, rows of calls with a deed, values of locks).
-    doubts: list[tuple[str, set[str], list[Sequence[Any]], dict[str, str]]]
+    # Calls in doubt that the last load read: (nonce of the tenant's newest commit, deeds, rows of calls with a deed).
+    doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
-    def doubts_of(self, n: Needs, locks: set[str], newest: str) -> tuple[list[Sequence[Any]], dict[str, str]] | None:
-        """Return cached calls in doubt and values of `locks`; None if `n` must be read."""
+    def doubts_of(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
+        """Return calls in doubt, cached at commit `newest`; None if `n` must be read."""
         if n.log or not self.without.isdisjoint(n.calls):
             return None
-        for nonce, deeds, rows, values in ((newest, set[str](), list[Any](), dict[str, str]()), *self.doubts):
-            # With locks, other commits do not matter: a later claim of a deed has changed a value, which `keep` compares.
-            # But a running call ends without a lock, perhaps in doubt.
-            held = locks <= values.keys() and all(state != "claimed" for _, _, _, _, state, *_ in rows)
-            if n.deeds <= deeds and (held if locks else nonce == newest):
-                return rows, {name: values[name] for name in sorted(locks)}
-        return None
+        looked = ((newest, set[str](), list[Any]()), *self.doubts)
+        return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
 
 
 def cacheable_rows(

@@ -25,7 +25,7 @@ from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
 PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})}
 
 
-SQLITE, POSTGRES = 5, 5  # statements of one more turn
+SQLITE, POSTGRES = 5, 6  # statements of one more turn
 INVOKE = 9  # and of an invoke with SQLite
 
 
