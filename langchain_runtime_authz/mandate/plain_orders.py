@@ -250,7 +250,7 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     match phase, rule:
         case ("start", "order" | "it" | "verb_alone"):
             return "ordered"
-        case ("start" | "ordered", "courtesy" | "before" | "given" | "kept" | "more"):
+        case ("start" | "ordered", "courtesy" | "before" | "given" | "more"):
             return phase
         case _ if part.after_colon or rule == "":
             return None
@@ -263,6 +263,8 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
         case ("start", "remark") | ("remark", _):
             return "remark"
         case ("ordered", "aside") if _any(part.before + part.codes[0], "comma", "stop", "reason"):
+            return "aside"
+        case ("ordered" | "aside", "kept"):
             return "aside"
         case ("aside", _) if not _any(part.codes, "value", "that"):
             return "aside"
