@@ -301,8 +301,7 @@ def unclear(
     before = unsaid  # what no part before the first order says
     values = [span for code, span in zip(codes, spans, strict=True) if code == _CODES["value"]]
     others = [last for first, last in values if _outside(own, first, last) == own]
-    rule = "rival" if _GRAMMAR["topic"].match(codes) else "another"
-    others += [spans[found.start()][0] for found in _GRAMMAR[rule].finditer(codes)]
+    others += [spans[found.start()][0] for found in _GRAMMAR["another"].finditer(codes)]
     phase: _Phase = "start"
     pointed = False  # "it" stands for the values, and nothing else is said before it
     mine = True  # the last verb orders the step

@@ -218,9 +218,14 @@ class Placing:
         return [self._with_period(need, p) for p in said], [self._with_period(need, p) for p in forbidden]
 
     def _with_period(self, need: NeededValue, place: Place) -> Place:
-        """Return the place with the unit that the argument's name says: "6 weeks"."""
-        unit = need.period and need.period.match(self.words.segments[place.segment].text, place.end)
-        return place._replace(end=unit.end()) if unit else place
+        """Return the place with the unit that the argument's name says.
+
+        "for 6 weeks" has it, "in 6 weeks" is a day.
+        """
+        text = self.words.segments[place.segment].text
+        unit = need.period and need.period.match(text, place.end)
+        later = unit and says("moment", f"{leading(text[: place.start])[0]} {VALUE}", self.known)
+        return place._replace(end=unit.end()) if unit and not later else place
 
     def _everywhere(self, need: NeededValue) -> list[Place]:
         return [place for places in self._places(need) for place in places]
