@@ -139,10 +139,7 @@ def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
 
 
 def scale_of(value: object) -> Mapping[str, frozenset[str]]:
-    """Return the choices of which a value is one, with the words for each.
-
-    "on" gives "on" and "off". Empty for other values.
-    """
+    """Return the choices of which a value is one, with the words for each."""
     return next((scale for scale in _SCALES if value in scale), {})
 
 
@@ -262,9 +259,9 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
             return "ordered"
         case ("start", "remark") | ("remark", _):
             return "remark"
-        case ("ordered", "aside") if _any(part.before + part.codes[0], "comma", "stop", "reason"):
-            return "aside"
-        case ("ordered" | "aside", "kept"):
+        case ("ordered", "kept" | "aside") if rule == "kept" or _any(
+            part.before + part.codes[0], "comma", "stop", "reason"
+        ):
             return "aside"
         case ("aside", _) if not _any(part.codes, "value", "that"):
             return "aside"

@@ -218,10 +218,7 @@ class Placing:
         return [self._with_period(need, p) for p in said], [self._with_period(need, p) for p in forbidden]
 
     def _with_period(self, need: NeededValue, place: Place) -> Place:
-        """Return the place with the unit that the argument's name says.
-
-        "for 6 weeks" has it, "in 6 weeks" is a day.
-        """
+        """Return the place with the unit that the argument's name says: "for 6 weeks"."""
         text = self.words.segments[place.segment].text
         unit = need.period and need.period.match(text, place.end)
         later = unit and says("moment", f"{leading(text[: place.start])[0]} {VALUE}", self.known)

@@ -35,7 +35,7 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
     wrong = [row["text"] for row in ROWS if any(unasked(row)[len(row["steps"]) :])]
     right = [run for row in ROWS if not row["wrong"] for run in unasked(row)]
     assert len(wrong) <= 15, wrong
-    assert (sum(right) >= 542, len(right)) == (True, 652)
+    assert (sum(right) >= 545, len(right)) == (True, 655)
 
 
 def test_the_examples_of_the_grammar_follow_their_rules() -> None:
@@ -55,7 +55,7 @@ def test_the_examples_of_the_grammar_follow_their_rules() -> None:
 
 @pytest.mark.parametrize(("text", "runs"), [
     ("Renew B-1 for 6 weeks", True), ("Renew B-1 for six weeks, please", True), ("Renew B-1 for 6", True), ("Renueva B-1 por 6 semanas", True), ("Erneuere B-1 für 6 Wochen", True),
-    ("Renew B-1 for 6 months", False), ("Renew B-1 for 6 a week", False), ("Renew B-1 for 6 weekends", False), ("Renew B-1 in 6 weeks' time", False), ("B-1 was renewed for 6 weeks", False),
+    ("Renew B-1 for 6 months", False), ("Renew B-1 for 6 a week", False), ("Renew B-1 for 6 weekends", False), ("Renew B-1 in 6 weeks", False), ("In 6 weeks, renew B-1", False), ("Renew B-1 in 6 weeks' time", False), ("B-1 was renewed for 6 weeks", False),
 ])
 def test_a_number_has_the_unit_of_time_that_its_argument_says(text: str, runs: bool) -> None:
     profiles = load_profiles({"renew": {"effect": "write", "sink": "internal", "critical": {"loan": "object", "weeks": "amount"}, "intent": ["renew", "renueva", "erneuere"]}})
