@@ -74,10 +74,7 @@ def _lower(text: str) -> str:
 
 
 def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], str]]]:
-    """Return the rules of `orders.grammar` by name.
-
-    The second value has those of ambiguous words, each with the code of their kind.
-    """
+    """Return the rules of `orders.grammar`: by name, and of ambiguous words."""
     rules, meanings = dict[str, str](), list[tuple[re.Pattern[str], str]]()
     written = (_LANGUAGES / "orders.grammar").read_text(encoding="utf-8")
     for name, sign, rule in re.findall(r"^(\w+)( =|:) (.+)$", written, re.MULTILINE):
@@ -259,9 +256,9 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
             return "ordered"
         case ("start", "remark") | ("remark", _):
             return "remark"
-        case ("ordered", "kept" | "aside") if rule == "kept" or _any(
-            part.before + part.codes[0], "comma", "stop", "reason"
-        ):
+        case ("ordered", "kept"):
+            return "aside"
+        case ("ordered", "aside") if _any(part.before + part.codes[0], "comma", "stop", "reason"):
             return "aside"
         case ("aside", _) if not _any(part.codes, "value", "that"):
             return "aside"
