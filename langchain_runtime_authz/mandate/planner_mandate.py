@@ -224,7 +224,7 @@ class _Check:
             given = _values(args[name]) if name in args else (as_mapping(schema).get("default"),)
             own, scale = {*map(str, given)}, _scale(profile, name, given)
             spoken = [(word, choice) for choice, words in scale.items() for word in words]
-            surely = () if profile.effect in RISKY else spoken  # "500 euros in dollars" asks
+            surely = () if profile.effect == "pay" else spoken  # "500 euros in dollars" asks
             sure = own.union(w for w, c in surely if c in own and not says("little", w, Known()))
             spoken += profile.synonyms.get(name, {}).items()
             choices = {*scale, *(choice for _, choice in spoken)}
