@@ -28,11 +28,9 @@ _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
     for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
 ]
-_MONEY: Final = {word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])}
-_LISTS["money"] = {
-    "words": [word for word in _MONEY if word[0].isascii() and word.isalpha()],
-    "signs": [re.escape(word) for word in _MONEY if not (word[0].isascii() and word.isalpha())],
-}
+_MONEY: Final = sorted({word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])})
+_LISTS["money"]["words"] = [word for word in _MONEY if word[0].isascii() and word.isalpha()]
+_LISTS["money"]["signs"] = [re.escape(word) for word in _MONEY if word not in _LISTS["money"]["words"]]
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
 _PERIODS: Final = {  # in English, as arguments are named → in all languages
     unit: "|".join(said[n] for said in _LISTS["period"].values() if n < len(said) - 1)
