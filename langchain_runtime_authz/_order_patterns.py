@@ -3,7 +3,8 @@
 Words match themselves. `{room}` matches a value, like a name or a number, which becomes the argument `room`. Also:
 
 - `{user:word}` also matches one plain word in lower case. `{item:words}` matches up to four of them.
-- `{text:rest}` matches the rest of a clause; the argument gets no value.
+- `{text:rest}` matches the rest of a clause, behind a word; the argument gets no value. `[that] {text:rest}` also
+  matches a quotation without the word.
 - `{state=off}` matches nothing; the argument gets the value `off`.
 - `[…]` may be left out, and `(…|…)` lists alternatives, as in speech grammars (JSGF). Optional parts next to each other
   may come in any order.
@@ -139,6 +140,15 @@ def _ends_in_word(pattern: Sequence[str | Choice | Options]) -> bool:
     return isinstance(end, str) and end[0] != "{"
 
 
+def _with_rest(before: str | Choice | Options, argument: str) -> list[str | Choice | Options]:
+    """Return `[that] {text:rest}` as `(that {text:rest}|{text})`, or raise an error."""
+    if not isinstance(before, Options) or not _ends_in_word(before.parts[-1]):
+        raise ValueError(f"needs a word before `{argument}`, like `that`")  # "Bob's boss" is not Bob
+    *others, word = before.parts
+    either = Choice(((*word, argument), (f"{{{name_in(argument)}}}",)))
+    return [Options(tuple(others)), either] if others else [either]
+
+
 def _sequence(written: Iterator[str], end: str) -> Pattern:
     """Parse items up to `end`. Raises `ValueError` for an unmatched bracket."""
     ways: list[list[str | Choice | Options]] = [[]]
@@ -160,8 +170,9 @@ def _sequence(written: Iterator[str], end: str) -> Pattern:
             ways.append([])
         elif item[:1] == "{" and (argument := _argument(item)):
             if argument.endswith(f"{REST}}}") and not _ends_in_word(way):
-                raise ValueError(f"needs a word before `{argument}`, like `that`")  # "Bob's boss" is not Bob
-            way.append(argument)
+                way[-1:] = _with_rest(way[-1] if way else "", argument)
+            else:
+                way.append(argument)
         elif item and item not in "])}" and item[0] != "{":
             word = normalize("NFKC", item).lower().rstrip(".,:;!?")
             way += [word] if word else []

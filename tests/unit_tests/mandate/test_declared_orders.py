@@ -226,12 +226,21 @@ def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
     assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
 
 
+@pytest.mark.parametrize(("text", "expected"), [("Tell Tom by mail that it is done", {"to": "Tom", "via": "mail"}), ('Tell Tom: "it is done"', {"to": "Tom", "body": "it is done"}),
+    ("Tell Tom it is done", None), ('Tell Tom\'s boss "it is done"', None)])  # fmt: skip
+def test_a_text_needs_quotes_if_the_word_before_it_is_left_out(text, expected):
+    told = ToolProfile(effect="send", critical={"to": "principal", "via": "value"}, text=("body",), intent=("tell {to} [by {via}] [that] {body:rest}",))
+    via = {"properties": {"to": {"type": "string"}, "body": {"type": "string"}, "via": {"enum": ["mail", "fax"]}}, "required": ["to", "body"]}
+    mandate = compile_words([text], {"tell": told}, {"tell": via}).mandate
+    assert ({n: getattr(a, "value", None) or a.quote[0] for n, a in mandate.steps[0].args.items()} if mandate else None) == expected
+
+
 def test_a_text_with_a_comma_is_named_as_the_reason():
     (dropped,) = compile_words(["Tell Tom that I'm late, the traffic is bad"], TOLD).dropped
     assert "behind the comma" in dropped.why
 
 
-@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}",
+@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell [{who}] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}",
     "tell {who} that {text:rest} now", "tell {who} that {text:rest} [now]", "tell {who} that {text:word}", "tell {who} that {ticket:rest}", "assign {who:word} on {day:words}", "assign {who:word} {hours:word}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
