@@ -33,7 +33,7 @@ from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, as_caller
-from langchain_runtime_authz.langgraph.tool_facts import NO_PROFILE, Profiles, facts_of
+from langchain_runtime_authz.langgraph.tool_facts import NO_PROFILE, Profiles
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -256,11 +256,10 @@ class RuntimeAuthz(Threads):
         `AlreadyProtected` if another instance protects the graph or a part of it, `ConfigError` if it is not a graph.
         """
         protected: Any = graph
-        held = protect(protected, self._protection)
+        tools = protect(protected, self._protection)
         if not isinstance(protected, Pregel):
             return graph
         self._names.add(protected.get_name())
-        tools = {tool.name: facts_of(tool).profiled for tool in held}
         if found := [name + f": {p.why}" * (p.why != NO_PROFILE) for name, p in tools.items() if not p.declared]:
             names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(

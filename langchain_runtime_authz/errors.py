@@ -127,7 +127,7 @@ class Code(StrEnum):
     GRANT_DEPTH = "grant_depth", "the delegation is deeper than the grant permits; raise `max_depth`, or delegate less", "an agent handed work on to an agent, which handed it on again", "fixed"
     GRANT_EXPIRED = "grant_expired", "the grant has expired; give a new one", "the run took longer than the grant lasts", "fixed"
     ANONYMOUS = "anonymous", "the subject is anonymous; open the run with `authz.run(subject=...)`", "no subject was named, and `subject_from` found none", "fixed"
-    UNPROFILED = "unprofiled", "the tool has no reviewed profile; run `runtime-authz init`, or `profile check` if the tool changed after its review", "nobody has said what the tool does, or the tool changed since", "fixed"
+    UNPROFILED = "unprofiled", "the tool has no reviewed profile, so it asks, or is denied if its name deletes or administers; run `runtime-authz init`, or `profile check` if the tool changed after its review", "nobody has said what the tool does, or the tool changed since", "fixed"
     VERDICT = "verdict", "the tool's profile says `ask` or `deny` of each call; ask an approver, or change its `verdict`", "somebody switched this tool to `ask` or `deny`", "fixed"
     EFFECT = "effect", "the policy requires an approval for this effect; ask an approver", "the call has a side effect that the task does not order", "fixed"
     NOT_ORDERED = "not_ordered", "the task's mandate has no step for this tool; ask the user, or give a mandate that orders the call", "the model acts on its own account, or the user's words were not understood as an order", "fixed"

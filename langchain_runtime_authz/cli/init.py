@@ -313,8 +313,8 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
             lines += [f"\n{section}:\n", *entries.values()] if entries else []
         else:
             at, node = found[section]
-            if node.value and node.start_mark.line == at:
-                raise ConfigError(f"`{section}` of the file is on one line; put each entry on a line of its own")
+            if entries and not node.tag.endswith("null") and node.start_mark.line == at:
+                raise ConfigError(f"`{section}` of the file is on one line; put each entry below it, on its own line")
             for name, content in reversed(node.value) if node.tag.endswith("map") else ():
                 start = name.start_mark.line
                 if name.value in entries:

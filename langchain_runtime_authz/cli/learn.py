@@ -29,7 +29,7 @@ LEARNED: Final = "draft_learned"
 
 @dataclass(slots=True)
 class _Seen:
-    effect: str = "write"
+    profiled: bool = False  # by a file, by the code or by a library
     outcomes: Counter[str] = field(default_factory=Counter)
     args: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     approved: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # the user's words, and the arguments
@@ -66,8 +66,9 @@ def learn(
         raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
     declared = load_profiles(profiles) if profiles.exists() else {}
     old = profiles.read_text(encoding="utf-8") if profiles.exists() else ""
-    open_ = {n: s for n, s in seen.items() if n not in declared or declared[n] == load_profiles({n: "ask"})[n]}
-    stanzas = {name: _draft(name, one) for name, one in open_.items()}
+    ask = load_profiles(dict.fromkeys(seen, "ask"))
+    elsewhere = [n for n, one in seen.items() if one.profiled and n not in declared]
+    stanzas = {n: _draft(n, one) for n, one in seen.items() if n not in elsewhere and declared.get(n, ask[n]) == ask[n]}
     mandate = "".join(_steps(seen))
     mandates = {LEARNED: f"  {LEARNED}:\n    steps:\n{mandate}"} if mandate else {}
     after = completed(old if profiles.exists() else "tools:\n", tools=stanzas, mandates=mandates)
@@ -80,7 +81,8 @@ def learn(
     if not as_json:
         if not any(one.args for one in seen.values()):
             typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
-        typer.echo(f"tools called: {len(seen)}, drafts: {len(stanzas)}", err=True)
+        profiled = f"; profiled elsewhere: {', '.join(elsewhere)}" if elsewhere else ""
+        typer.echo(f"tools called: {len(seen)}, drafts: {len(stanzas)}{profiled}", err=True)
         for name, several in orders.items():
             typer.echo(f"orders that were approved, for `intent` of {name}: {yaml_flow(several)}", err=True)
     called = {n: one.outcomes for n, one in seen.items()}
@@ -105,11 +107,11 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
     elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):
         counts = -1 if "refused" in record["detail"] else 1  # the answer was counted, and then the ledger refused it
         found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += counts
-    elif record.get("kind") == "decision" and record["action"] == "tools/call":
+    elif record.get("action") == "tools/call" and "unknown_tool" not in record["reasons"]:
         one, request = found.setdefault(record["resource"], _Seen()), record["request"] or {}
         observed = [r.partition(":")[2] for r in record["reasons"] if r.startswith("observed:")]
         one.outcomes.update([*observed, *([record["outcome"]] if not observed else [])])
-        one.effect = request.get("resource", {}).get("properties", {}).get("effect", one.effect)
+        one.profiled = request.get("resource", {}).get("properties", {}).get("profiled", one.profiled)
         if request.get("context", {}).get("approval"):
             one.outcomes["approved"] += 1
             if not record["erased"]:

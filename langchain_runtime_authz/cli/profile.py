@@ -202,5 +202,5 @@ def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> l
         raise ConfigError(msg, Code.PROFILE_INVALID) from exc
     for (name, args), wanted, said in zip(calls, expected, outcomes(declared, calls), strict=True):
         if said != wanted:
-            found.append(f"tests: {name}{args or ''}: expected {wanted}, the answer is {said}")
+            found.append(f"tests: {name} {args}: the answer is {said}, not {wanted}; correct the profile, or `expect`")
     return found

@@ -209,7 +209,7 @@ class CoverageReport:
         lines = self._summary().split("; ")
         for row in self.rows:
             kind, name, graph, route, layers, seen, note = row.cells()
-            place = "/".join(dict.fromkeys(part for part in (graph, route) if part and part not in (name, self.graph)))
+            place = "/".join(dict.fromkeys(p for p in (graph, route) if p not in ("", name, self.graph, AT_RUN_TIME)))
             shown = name if len(name) <= names else f"{name[: names - 1]}…"
             lines.append(f"{kind.ljust(kinds)}  {shown.ljust(names)}  {layers}")
             more = "; ".join(filter(None, (f"at {place}" if place else "", seen, note)))

@@ -36,6 +36,7 @@ _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
 _ELSEWHERE: Final = "runs elsewhere, its steps are not seen: protect it there, and name its `url` in `agents`"
 _UNPROTECTED: Final = "not protected: call `authz.protect` on the root graph"
 _UNGATED: Final = "not gated: call `authz.protect` after the last change of the graph"
+_BY_CODE: Final = "held by code: calls in a bare thread, of its bare function and outside runs pass; `authz.guard` it"
 _DECLARE: Final = "declare it with `authz.effect`"
 _OWN_THREAD: Final = "agent `{}` has a checkpointer: on a thread of its own, its questions do not reach the caller"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
@@ -246,14 +247,9 @@ class _Look:
         elif self.hooked and acts_by_itself(tool):
             note = "its class overrides an entry point without callbacks: `authz.guard` it"
         elif self.hooked:
-            layers, profiled = ("ambient hook",), self.protection.profiles.of(tool)
-            note = (
-                "held by plain code, and a bare thread, a call of its function or a state that is read outside a run "
-                "passes: `authz.guard` it"
-            )
-            if hasattr(type(tool), IN_PLACE):
-                layers = ("tool guard",)
-                note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
+            layers = ("tool guard" if hasattr(type(tool), IN_PLACE) else "ambient hook",)
+            profiled = self.protection.profiles.of(tool)
+            note = _BY_CODE if profiled.declared else f"unprofiled: {profiled.why}; {_BY_CODE}"
         held = list(object_graph.walk_objects(object_graph.functions_of(tool), deep=True, into_tools=False))
         keeping = [v for v in held if isinstance(v, private.Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
@@ -305,7 +301,7 @@ def _with_seen(rows: list[Part], counted: Mapping[EnforcementPoint, PointCounts]
     totals: dict[tuple[str, str, str], PointCounts] = {}
     layers: dict[tuple[str, str, str], set[str]] = {}
     for gate, one in counted.items():
-        key = (gate.agent, gate.kind, gate.name)
+        key = (gate.name if gate.kind == "agent" else gate.agent, gate.kind, gate.name)
         total = totals.get(key, PointCounts())
         totals[key] = PointCounts(total.decided + one.decided, total.ran + one.ran)
         layers.setdefault(key, set()).add(gate.layer)

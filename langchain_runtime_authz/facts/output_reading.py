@@ -198,10 +198,9 @@ def observe_output(
     `failed`: the output is an error text, which is not trusted. Only a reviewed profile can make fields trusted. Of
     objects, only JSON-like values, Pydantic models and dataclasses are read.
     """
-    if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
-        plain = _plain(tool, profile, args, output)
-        if plain is not None:
-            return plain
+    short = type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose
+    if short and (plain := _plain(tool, profile, args, str(output))) is not None:
+        return plain
     own = copy_output(output)
     return OutputReading(tool, profile, _echo(args), failed, own).read(HEAD_NODES, HEAD_CHARS)._replace(held=own)
 
@@ -225,7 +224,8 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
         elif kind not in _NUMBERS:
             return None
     field = field_trust(profile, "")
-    return Observation((SeenValue(key(whole[0]), field.origin, True, field.counterparty, tool),))
+    said = (Prose(output, field.origin, tool),) if " " in text else ()
+    return Observation((SeenValue(key(whole[0]), field.origin, True, field.counterparty, tool),), said)
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
@@ -306,7 +306,7 @@ class OutputReading:
             late = prose and self.chars > chars
             if late:
                 self._late.append((value, field, source))
-            if late or self._mentions(value, field, source, (*whole, *says)) or prose:
+            if late or self._mentions(value, field, source, (*whole, *says)) or prose or " " in value:
                 self.prose.append(Prose(value, field.origin, source))
 
     def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:

@@ -34,7 +34,7 @@ from langchain_runtime_authz.langgraph.node_gate import gate_bound, gate_tool_no
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
-from langchain_runtime_authz.langgraph.tool_facts import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import ProfiledTool, Profiles, facts_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
@@ -58,14 +58,14 @@ def owner_of(graph: object) -> Protection | None:
     return found
 
 
-def protect(target: Any, protection: Protection) -> list[BaseTool]:
-    """Protect a graph and those below it in place, and return their guarded tools.
+def protect(target: Any, protection: Protection) -> dict[str, ProfiledTool]:
+    """Protect a graph and those below it in place, and return their tools' profiles.
 
-    For a builder, protect each graph that it compiles, and return no tools.
+    For a builder, protect each graph that it compiles, and return none.
     """
     if isinstance(target, StateGraph):
         _protect_builder(target, protection)
-        return []
+        return {}
     if not isinstance(target, private.Pregel):
         raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
@@ -74,7 +74,7 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
         owner = owner_of(graph)
         if owner is not None and owner is not protection:
             raise AlreadyProtected(graph.get_name())
-    return [tool for graph in graphs for tool in _protect_one(graph, protection)]
+    return {name: profiled for graph in graphs for name, profiled in _protect_one(graph, protection)}
 
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
@@ -93,7 +93,7 @@ def misspelt_agents(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[
         yield from ((n, m) for n in {*agents} - known - {ANY} for m in get_close_matches(n, known - {*agents}, n=1))
 
 
-def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[BaseTool]:
+def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[tuple[str, ProfiledTool]]:
     channels = frozenset(name for name, channel in graph.channels.items() if _appends_messages(channel))
     for name, node in graph.nodes.items():
         yield from _gate_node(name, node, protection, channels)
@@ -111,21 +111,22 @@ def _appends_messages(channel: object) -> bool:
 
 def _gate_node(
     name: str, node: private.PregelNode, protection: Protection, channels: frozenset[str]
-) -> Iterator[BaseTool]:
-    """Add enforcement points to a node that has none; yield its guarded tools."""
+) -> Iterator[tuple[str, ProfiledTool]]:
+    """Add enforcement points to a node that has none; yield its tools' profiles."""
     bound = node.bound
     opens = not (bound is private.DEFAULT_BOUND or isinstance(bound, private.Pregel) or is_gated(bound))
     if opens and isinstance(bound, private.ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
     for held in object_graph.walk_objects(object_graph.roots_of(node)):
         if is_guarded(held):
-            yield held
+            yield held.name, facts_of(held).profiled
         elif not opens:
             continue
         elif isinstance(held, private.ToolNode) and held is not node.bound:
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
+            yield held.name, protection.profiles.of(held)  # known to a planner before its first call
         elif is_remote(held) and gates_remote(held) is None:  # unless an instance decides its calls already
             held.__class__ = _remote_class(type(held), protection.run_opener)
     if opens:

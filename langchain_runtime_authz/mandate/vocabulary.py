@@ -27,7 +27,7 @@ _WAYS: Final = {  # effect → what may follow an order's verb: the first group 
     "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
     "send": (("[to] <to> <saying>", "<text> (to|in) <to>"), ("<what> (to|with) <to>", "<to> <what>"), ("[to] <sole>",)),
 }
-_PLAIN: Final = (("<what> to <goal>",), ("<nouns> <what>",), ("<text>",))
+_PLAIN: Final = (("<what> to <goal>",), ("<nouns><what>",), ("<text>",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _roles(tool: ToolWords) -> dict[str, str]:
         said["saying"] = f"[saying] {said['text']}" if text.required else f"[[saying] {said['text']}]"
     if what is not None:
         named = what is to or not nouns.isdisjoint(what.words)  # then the argument's label is the noun already
-        said["nouns"] = "" if named else f"[{' '.join(tool.nouns)}]"
+        said["nouns"] = "" if named else f"[{' '.join(tool.nouns)}] "
     return said
 
 

@@ -106,7 +106,7 @@ class ThreadMemory:
 
     def _keep(self, thread: _Thread, found: Observation) -> None:
         thread.texts = None
-        for prose in found.prose[-64:]:
+        for prose in found.prose[-256:]:
             text = prose.text[: MAX_PROSE // 4]
             thread.prose.append(prose._replace(text=text))
             thread.chars += len(text)

@@ -402,3 +402,28 @@ def test_a_log_that_can_not_be_learned_from(run: Callable[..., Any], tmp_path: P
     (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
     result = run("learn", "log.jsonl")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and says in result.stderr
+
+
+def test_learning_drafts_nothing_for_reviewed_or_made_up_tools(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A profile in the code, or of a library's hand-off, is not replaced by a guess."""
+    authz = RuntimeAuthz(profiles={"look": "reads"}, audit=FileSink("audit.jsonl", content=True))
+    with authz.session(subject="alice", task="Look") as session:
+        for tool in ("look", "new"):
+            session.decide(tool, {"at": "it"})
+    lines = (tmp_path / "audit.jsonl").read_text()
+    made_up = next(r for r in map(json.loads, lines.splitlines()) if r.get("resource") == "new")
+    made_up = {**made_up, "resource": "write_todos", "reasons": ["unknown_tool"], "outcome": "deny", "request": None}
+    (tmp_path / "audit.jsonl").write_text(lines + json.dumps(made_up) + "\n")
+    learned = run("learn", "audit.jsonl")
+    assert learned.stderr.startswith("tools called: 2, drafts: 1; profiled elsewhere: look")
+    assert "  new:" in learned.stdout and "look" not in learned.stdout and "write_todos" not in learned.stdout
+    (tmp_path / "authz.yaml").write_text("tools: {}\n")
+    assert "put each entry below it" in run("learn", "audit.jsonl").stderr
+
+
+def test_a_suggested_order_has_single_blanks(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "mailer.py").write_text(AGENT)
+    answers = "tools:\n  send_mail: {effect: write, sink: internal, critical: {to: principal}, text: [body]}\n"
+    (tmp_path / "answers.yaml").write_text(answers)
+    assert run("init", "mailer.py:graph", "--answers", "answers.yaml").exit_code == 0
+    assert "  {to}" not in (tmp_path / "authz.yaml").read_text()

@@ -323,7 +323,7 @@ FINDINGS = {
     "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "changed after its review"),
     "unread": ('tools:\n  send_mail: {effect: send}  # DOUBT: its name\n  get_page: {effect: fetch}\n  "no": ask', "1 marks DOUBT"),
     "foreign": ('tools: {send_mail: {origin: other, effect: send}, get_page: {effect: fetch}, "no": ask}', "so it keeps asking"),
-    "test": ('tools: {send_mail: ask, get_page: reads, "no": ask}\ntests: [{tool: send_mail, expect: permit}]', "the answer is ask"),
+    "test": ('tools: {send_mail: ask, get_page: reads, "no": ask}\ntests: [{tool: send_mail, expect: permit}]', "send_mail {}: the answer is ask, not permit; correct the profile, or `expect`"),
     "mandate": ('tools: {send_mail: ask, get_page: reads, "no": ask}\nmandates: {a: {steps: 1}}', "mandates: a"),
     "draft": ('tools: {send_mail: {effect: send, draft: true}, get_page: {}, "no": {}}', "it is a draft"),
 }

@@ -531,6 +531,18 @@ def test_seen_belongs_to_one_root_and_one_instance() -> None:
     assert not other.coverage(third).ran
 
 
+def test_an_agent_is_counted_at_its_own_row() -> None:
+    """A child agent that was found before its run has no second row afterwards."""
+    authz = authz_with(StaticPDP(True))
+    inner = agent()
+    graph = authz.protect(node_graph(lambda state: inner.invoke(state)))
+    with authz.run(subject="alice"):
+        graph.invoke(human())
+    report = authz.coverage(graph)
+    assert report.dynamic == () and "at at" not in str(report)
+    assert [tuple(r.seen) for r in report.rows if r.kind == "agent"] == [(1, 1)]
+
+
 def test_tally_is_exact_under_threads_and_bounded() -> None:
     """Counts from many threads add up; beyond its bound nothing is kept, and the loss is counted."""
     import threading

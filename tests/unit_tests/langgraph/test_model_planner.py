@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.func import entrypoint, task
+from langgraph.graph import MessagesState
 
+from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.langgraph.model_planner import ModelPlanner, planner_schema
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.run import KnownTools
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
+from tests.attack._graphs import loop
 
 PROFILES = load_profiles(
     {
@@ -179,3 +185,47 @@ def test_it_sees_earlier_messages_that_are_short_and_plain(text: str, earlier: l
     found, model = planner(answer(pay()))
     found.plan([text], earlier)
     assert ("Who is Bob?" in model.prompts[0][-1].text) is seen
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_it_sees_the_tools_of_a_loop_before_their_first_call(functional: bool) -> None:
+    """Also tools that a node's own code calls; `protect` names those without a profile."""
+    paid = []
+
+    @tool("pay")
+    def pay_tool(to: str, amount: float) -> str:
+        """Pay somebody."""
+        paid.append(to)
+        return "paid"
+
+    @tool
+    def look(at: str) -> str:
+        """Look."""
+        return at
+
+    tools = {one.name: one for one in (pay_tool, look)}
+    called = AIMessage("", tool_calls=[{"name": "pay", "args": {"to": "Bob", "amount": 45.0}, "id": "1"}])
+    model = ScriptedChatModel(script=[called, AIMessage("Done.")])
+
+    def act(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [tools[c["name"]].invoke({**c, "type": "tool_call"}) for c in state["messages"][-1].tool_calls]}
+
+    @task
+    def act_task(call: dict[str, Any]) -> Any:
+        return tools[call["name"]].invoke({**call, "type": "tool_call"})
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def by_tasks(messages: list[Any]) -> list[Any]:
+        answer = model.invoke(messages)
+        return [*messages, answer, *(act_task(c).result() for c in answer.tool_calls)]
+
+    planned = ScriptedChatModel(script=[answer(pay())])
+    authz = RuntimeAuthz(profiles={"pay": PROFILES["pay"].model_copy(update={"text": ()})}, planner=planned)
+    graph: Any = by_tasks if functional else loop(lambda s: {"messages": [model.invoke(s["messages"])]}, act, checkpointer=InMemorySaver())
+    with pytest.warns(UserWarning, match=r"1 of 2 tools without a profile \(look\)"):
+        authz.protect(graph)
+    said: Any = [("user", TEXT)]
+    with authz.run(subject="alice"):
+        graph.invoke(said if functional else {"messages": said}, {"configurable": {"thread_id": "1"}})
+    assert [one["name"] for one in json.loads(planned.prompts[0][1].text)["tools"]] == ["pay"]
+    assert paid == ["Bob"]
