@@ -35,7 +35,7 @@ from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph,
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_facts import ProfiledTool, Profiles, facts_of, is_guarded
-from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
+from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself, guard_in_place
 from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 
@@ -124,7 +124,7 @@ def _gate_node(
             continue
         elif isinstance(held, private.ToolNode) and held is not node.bound:
             guard_held(held, protection.profiles)
-        elif isinstance(held, BaseTool):
+        elif isinstance(held, BaseTool) and not acts_by_itself(held):
             guard_in_place(held)
             yield held.name, protection.profiles.of(held)  # known to a planner before its first call
         elif is_remote(held) and gates_remote(held) is None:  # unless an instance decides its calls already
