@@ -2,29 +2,32 @@
 
 By default, the profile `ci`, they are the same each time and a fifth of what a test says, or twelve: what a tier says of a
 commit is true of it tomorrow too. The search is the long tier's: `HYPOTHESIS_PROFILE=new` draws new ones, all that a test says;
-`HYPOTHESIS_PROFILE=long` draws ten times as many. A test of four cases or more, each of them sync and async, plays in CI the
-one of the first case, the other of the second, and so on; the long tier plays both of each.
+`HYPOTHESIS_PROFILE=long` draws ten times as many. Of cases that are each sync and async, CI plays the one of the first case, the
+other of the second, and so on: in a test of four cases or more, and over all tests of a file of attacks. The long tier plays both.
 
 No property fails for its time: a machine may be slow, or do other things too.
 
 What hosts compute again at each call is kept for the process: typer's commands, what pydantic asks of a default factory for
-each field of each message that is shown, the schema of a mandate, and that of a tool that is defined again by the same code.
+each field of each message that is shown, the schema of a mandate, that of a tool that is defined again by the same code, and
+what LangGraph looks for in the code of each node of each graph.
 The tests of a file share a worker, so what a file keeps is made once.
 """
 
-from __future__ import annotations
-
+import dis
 import gc
 import os
 import sys
+from collections import Counter
 from copy import deepcopy
 from functools import cache, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer.testing
 from hypothesis import HealthCheck, settings
 from langchain_core.tools import base, structured
+from langgraph.pregel import _utils
 from pydantic import fields
 
 from langchain_runtime_authz.ledger import sqlite
@@ -63,6 +66,7 @@ def _schema(name: str, func: Any, _make: Any = base.create_schema_from_function,
 
 structured.create_schema_from_function = _schema
 
+_utils.dis = SimpleNamespace(get_instructions=cache(lambda code: tuple(dis.get_instructions(code))))  # type: ignore[attr-defined]
 
 _mandates = cache(mandate_file.Mandate.model_json_schema)
 mandate_file.Mandate.model_json_schema = lambda *args, **options: deepcopy(_mandates(*args, **options))  # type: ignore[method-assign]
@@ -98,19 +102,21 @@ _FORMS = {"sync": "sync", "async": "sync", "invoke": "invoke", "ainvoke": "invok
 
 
 def _in_turn(items: list[Any]) -> list[Any]:
-    """Leave out the one or the other form of each case, in turn, of tests with four cases or more."""
-    cases: dict[str, dict[str, list[Any]]] = {}
+    """Leave out the one or the other form of each case, in turn."""
+    tests: dict[str, dict[str, list[Any]]] = {}
     for item in items:
         test, _, ids = item.nodeid.partition("[")
         case = "-".join(_FORMS.get(each, each) for each in ids.rstrip("]").split("-"))
-        cases.setdefault(test, {}).setdefault(case, []).append(item)
-    left = {
-        both[number % 2]
-        for test in cases.values()
-        if len(test) >= 4
-        for number, both in enumerate(test.values())
-        if len(both) == 2
-    }
+        tests.setdefault(test, {}).setdefault(case, []).append(item)
+    turns: Counter[str] = Counter()
+    left = set()
+    for test, cases in tests.items():
+        many, attacks = len(cases) >= 4, test.startswith("tests/attack/")
+        for both in cases.values():
+            if len(both) == 2 and (many or attacks):
+                turn = test.partition("::")[0] if attacks else test
+                left.add(both[turns[turn] % 2])
+                turns[turn] += 1
     return [item for item in items if item not in left]
 
 
