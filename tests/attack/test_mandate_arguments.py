@@ -299,7 +299,7 @@ def test_a_limit_holds_for_agents_that_pay_at_once() -> None:
         if request.context.call is None:
             return True
         if not request.context.call.repeats:
-            barrier.wait(5)
+            barrier.wait(60)
         return bool(request.context.call.mandate.standing == "covered")
 
     authz = ours(pdp=StaticPDP(judge))

@@ -96,7 +96,7 @@ def test_processes_that_claim_at_once_pay_once(tmp_path: Path) -> None:
             return True
         if call.mandate.standing == "covered":
             with contextlib.suppress(threading.BrokenBarrierError):
-                barrier.wait(5)
+                barrier.wait(60)
             return True
         return ASK
 
