@@ -1,7 +1,5 @@
 """Bundles of the shipped policy, for tests of how policies change."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 
 def python_calls(work: Callable[[], object]) -> list[str]:
-    """Return the names of the functions that are called, without `work` itself."""
     calls: list[str] = []
     before = sys.getprofile()
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)

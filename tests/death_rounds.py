@@ -16,8 +16,6 @@ minute. People resolve the call as it was, or the bank is asked (`on_unknown`). 
 `--twin` leaves the graph unprotected: the new order pays again, and the rounds stop at the first payment made twice.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -120,7 +118,6 @@ def resolve(world: Deaths, number: int, offset: float, *, happened: bool) -> Non
 
 
 def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
-    """Run them all."""
     rng, broken, entries, began, clock = random.Random(seed), [], Counter[str](), time.monotonic(), 0.0
     number = paid = 0
     for number in range(count):
@@ -180,7 +177,6 @@ def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, print, judge."""
     given = arguments(__doc__, rounds=10)
     with closing(WasmPDP()) as engine:  # loaded once for all processes; once closed, it has no thread
         RuntimeAuthz(pdp=engine)

@@ -9,8 +9,6 @@ somebody else. A run that failed enters its thread again by `authz.reenter`, unt
 must hold: nobody else was paid, nobody was paid twice, and each payment has its permit on record.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json
@@ -91,7 +89,6 @@ class Place:
             migrate(admin)
 
     def bank(self) -> sqlite3.Connection:
-        """Its books."""
         return sqlite3.connect(self.folder / "bank.db", isolation_level=None, timeout=60)
 
     def told(self, since: int = 0) -> list[dict[str, Any]]:
@@ -101,7 +98,6 @@ class Place:
 
 
 def work(place: Place, url: str, number: int, at_once: int, pause: float, orphans: list[int]) -> None:
-    """One worker's life."""
     warnings.simplefilter("ignore")
     logging.basicConfig(filename=place.logs, level=logging.WARNING, format="%(message)s", force=True)
     clock, skew = time.time, [0]
@@ -183,7 +179,6 @@ class Workers:
         self.running = [self.start(n, []) for n in range(WORKERS)]
 
     def start(self, number: int, orphans: list[int]) -> Any:
-        """One."""
         one = mp.get_context("spawn").Process(target=work, args=(self.place, self.url, number, *self.given, orphans))
         one.start()
         return one
@@ -199,12 +194,10 @@ class Workers:
         self.running[0].join()
 
     def again(self) -> None:
-        """Start another in its place."""
         ends: dict[int, str] = {e["run"]: e["end"] for e in self.place.told() if e["worker"] == 0}
         self.running[0] = self.start(0, [run for run, end in ends.items() if end not in ENDS])
 
     def signal(self, which: signal.Signals) -> None:
-        """To all."""
         for one in self.running:
             os.kill(one.pid, which)
 
@@ -357,7 +350,6 @@ def soak(place: Place, opa: OpaServer, at_once: int, seconds: float, rate: float
 
 
 def main() -> None:
-    """Run, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--at-once", type=int, default=12)
     parser.add_argument("--hold", type=float, default=10)

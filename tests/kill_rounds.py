@@ -14,8 +14,6 @@ its own, which the payments reach outside every transaction of the ledger. After
 `--twin` leaves the tools unguarded and the graph unprotected, and stops at the first intent that was booked twice.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -99,7 +97,6 @@ class World:
         return SqliteLedger(self.folder / "ledger.db", clock=clock)
 
     def authz(self, number: int, offset: float) -> RuntimeAuthz:
-        """An instance of its own."""
         return RuntimeAuthz(
             pdp=StaticPDP(permit=True), ledger=self.ledger(offset), audit=FileSink(self.audit(number)), profiles=PROFILES,
             tenant="acme",
@@ -243,7 +240,6 @@ def issuer_of(path: Path) -> str:
 
 
 def rounds(world: World, count: int, seed: int) -> dict[str, Any]:
-    """Run them all."""
     rng = random.Random(seed)
     killed, midway, unknown, broken, worst, started = 0, 0, 0, [], 0.3, time.monotonic()
     for number in range(count):
@@ -297,7 +293,6 @@ def arguments(doc: str | None, *flags: str, **numbers: int) -> argparse.Namespac
 
 
 def main() -> None:
-    """Run, print, judge."""
     given = arguments(__doc__, rounds=30)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)

@@ -6,8 +6,6 @@ process of their own and with a copy of the package: first those that run few li
 table and the survivors: code that nothing needs, or that no test watches. Asserts nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json

@@ -71,7 +71,6 @@ class Asked:
         self.permits, self.denials = list[tuple[float, float]](), list[tuple[float, str]]()
 
     def ask(self) -> None:
-        """Decide one call more."""
         self.number, begun = self.number + 1, time.monotonic()
         decision = self.session.decide("look", {"at": str(self.number)})
         if decision.permit:
@@ -175,7 +174,6 @@ def figures(seconds: list[float]) -> dict[str, float]:
 
 
 def rounds(world: World, count: int, seed: int, *, tree: bool) -> dict[str, Any]:
-    """Run them all."""
     rng, fork, began = random.Random(seed), mp.get_context("fork"), time.monotonic()
     ends = [fork.Pipe() for _ in range(TREE_WORKERS if tree else WORKERS)]
     shares = enumerate(there for _, there in ends)
@@ -202,7 +200,6 @@ def rounds(world: World, count: int, seed: int, *, tree: bool) -> dict[str, Any]
 
 
 def main() -> None:
-    """Run, print, judge."""
     given = arguments(__doc__, "tree", trials=20)
     RuntimeAuthz()  # loads the libraries once for all processes
     with tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,6 @@
 Keys, clock and salts are fixed and the signatures deterministic (RFC 6979, RFC 8032), so that the file is always the same.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import hmac

@@ -4,8 +4,6 @@
 then the user changes the task and another sub-agent works on it.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Show spans as a tree of text, from an SDK's memory or from Jaeger's query API."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple

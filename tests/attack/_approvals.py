@@ -1,12 +1,9 @@
 """Five calls of one message, three of them payments that are asked about, in every kind of agent."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 
 def payment(to: str, amount: Any, ident: str) -> dict[str, Any]:
-    """A payment as the model writes it."""
     return call("pay", {"to": to, "amount": amount}, ident)
 
 

@@ -76,7 +76,6 @@ def read_tool(ran: list[Any]) -> BaseTool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -98,7 +97,6 @@ def noting(ran: list[Any], name: str, says: Any = "done", /, **kinds: Any) -> Ba
 
 
 def call(name: str, args: dict[str, Any], ident: str) -> dict[str, Any]:
-    """A tool call as a model writes it."""
     return {"name": name, "args": args, "id": ident, "type": "tool_call"}
 
 
@@ -167,7 +165,6 @@ def calls_of(pdp: StaticPDP, name: str | None = None) -> list[EvaluationRequest]
 
 
 def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
-    """A `RuntimeAuthz` with the tests' profiles."""
     return RuntimeAuthz(pdp=pdp, **{"profiles": PROFILES, **options})
 
 
@@ -231,7 +228,6 @@ def unanswered(messages: Sequence[Any]) -> list[str]:
 
 
 def answer_to(messages: Sequence[Any], call_id: str) -> ToolMessage:
-    """The one ToolMessage that answers a call."""
     found = [m for m in messages if isinstance(m, ToolMessage) and m.tool_call_id == call_id]
     assert len(found) == 1, f"{len(found)} answers to {call_id}"
     return found[0]
@@ -274,7 +270,6 @@ def by_the_plan(state: Any) -> str:
 
 
 def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer: Any = None, **options: Any) -> Any:
-    """A graph of one node."""
     return chain({"step": step}, checkpointer=checkpointer, name=name, **options)
 
 
@@ -305,8 +300,6 @@ def reasons(authz: RuntimeAuthz, tool_name: str) -> list[str]:
 
 
 def writing_tool(ran: list[Any], name: str = "write") -> BaseTool:
-    """A tool with a side effect, told apart by its text."""
-
     @tool(name)
     def write(text: str) -> str:
         """Write something."""
@@ -317,7 +310,6 @@ def writing_tool(ran: list[Any], name: str = "write") -> BaseTool:
 
 
 def write_call(text: str, ident: str | None = None) -> dict[str, Any]:
-    """A call of `write`."""
     return call("write", {"text": text}, ident or f"call-{text}")
 
 

@@ -1,7 +1,5 @@
 """A household that the mandate tests share: a bank, files, mail and notes, a hijacked model, and what ran."""
 
-from __future__ import annotations
-
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._kit import *

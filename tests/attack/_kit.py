@@ -1,8 +1,6 @@
 """One import for the attack tests: `from ._kit import *`."""
 # ruff: noqa: F401
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -58,7 +56,6 @@ def params(*values: Any, ids: Any = None) -> Any:
 
 
 def sync(graph: Any, given: Any, config: Any = None) -> Any:
-    """Invoke a graph."""
     return graph.invoke(given, config)
 
 
@@ -74,7 +71,6 @@ def told(authz: RuntimeAuthz, graph: Any, given: Any, config: Any = None, *, go:
 
 
 def epoch_of(authz: RuntimeAuthz, graph: str = "hand", thread: str = "t") -> int:
-    """Return the epoch of a thread."""
     return int(authz.ledger.load(authz.run_opener.scope(graph, thread), Query()).epoch)
 
 
@@ -97,7 +93,6 @@ def protecting(graph: Any, *pdp: Any, **options: Any) -> tuple[RuntimeAuthz, Any
 
 
 def completions(authz: RuntimeAuthz) -> list[str]:
-    """Return how the permitted calls ended."""
     return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
 
 
@@ -119,7 +114,6 @@ def side_by_side(*acts: Callable[[], Any]) -> None:
 
 
 def code_of(act: Callable[[], Any], kind: type[AuthzError] = AuthzDenied) -> str:
-    """Return the code with which an act is refused."""
     with pytest.raises(kind) as refused:
         act()
     return refused.value.code

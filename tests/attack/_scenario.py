@@ -1,7 +1,5 @@
 """What the scenarios by OWASP id share: one agent, the tools it has, and a model that does as the attacker says."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 __all__ = ["first_reasons", "forms", "play"]

@@ -1,7 +1,5 @@
 """Fixtures of the attack tests."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -37,11 +35,9 @@ def ran() -> list[Any]:
 
 @pytest.fixture
 def pdp() -> StaticPDP:
-    """A PDP that permits everything."""
     return StaticPDP(True)
 
 
 @pytest.fixture
 def authz(pdp: StaticPDP) -> RuntimeAuthz:
-    """An enforcement point that asks `pdp`."""
     return authz_with(pdp)

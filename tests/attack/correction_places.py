@@ -5,8 +5,6 @@ answers each with one: it plays the part of a cell that it is asked for, on file
 opens by itself, and shares no memory with whoever asks.
 """
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

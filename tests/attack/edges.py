@@ -1,7 +1,5 @@
 """One graph for each kind of delegation edge: a parent leads to `payer`, which pays."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

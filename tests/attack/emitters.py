@@ -4,8 +4,6 @@ A `Scene` is one thread of one protected graph. `HUMAN` acts rotate it by one ep
 by none, in any order.
 """
 
-from __future__ import annotations
-
 import random
 
 from langchain_core.load import dumpd, load
@@ -93,7 +91,6 @@ class Scene:
 
     @property
     def epoch(self) -> int:
-        """The thread's epoch in the ledger."""
         return epoch_of(self.authz, "scene", self.thread)
 
     @property
@@ -128,7 +125,6 @@ class Scene:
         self.go({"messages": [self.said[-1]]})
 
     def values(self) -> dict[str, Any]:
-        """The graph's state."""
         return dict(self.raw.get_state(self.config).values)
 
     def fresh(self, word: str) -> str:
@@ -153,9 +149,6 @@ def by_input(name: str, values: Callable[[Scene], Any]) -> Callable[[Scene], Non
     act = lambda s: s.go({"messages": [], **values(s)})
     act.__name__ = name
     return act
-
-
-# --- what machines do --------------------------------------------------------------------------------
 
 
 def summarise(s: Scene) -> None:
@@ -379,9 +372,6 @@ MACHINE: tuple[Callable[[Scene], None], ...] = (
     sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_state, resend_bare, resend_blocks, resend_named, retry,
     round_trip, unwatched, unwatched_meanwhile, state_back, approve, plain_answer, a_form_sent_back, closed_words, plain_by_id,
 )  # fmt: skip
-
-
-# --- what humans do ----------------------------------------------------------------------------------
 
 
 def new_message(s: Scene) -> None:

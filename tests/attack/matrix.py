@@ -7,8 +7,6 @@ if that tool did not run.
 Layers alone are built here only: the product has no switch that leaves a layer out.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -38,7 +36,6 @@ class Layer:
     without: tuple[Callable[[], Any], ...] = ()
 
     def kit(self, authz: RuntimeAuthz) -> Kit:
-        """What a route builds its graph of."""
         return Kit(authz, self.parts)
 
     @contextmanager
@@ -163,7 +160,6 @@ def named(route: Route) -> str:
 
 
 def row(route: Route) -> str:
-    """A route's line of the table."""
     cells = [cell(route, layer) for layer in LAYERS]
     closed = cells[LAYERS.index(PROTECT)] == "closed"
     return "| " + " | ".join([route.says, *cells, "" if closed else named(route)]) + " |"
@@ -176,7 +172,6 @@ def header() -> list[str]:
 
 
 def table() -> list[str]:
-    """The whole table."""
     return [*header(), *(row(route) for route in ROUTES.values())]
 
 

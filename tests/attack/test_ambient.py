@@ -3,8 +3,6 @@
 `protect` guards the tools that a node's code holds. What only a backstop can do is played with tools beyond its reach.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import uuid
@@ -31,7 +29,6 @@ def beyond(made: BaseTool) -> Callable[[], Any]:
 
 
 def acting(act: Callable[[], Any], aact: Callable[[], Awaitable[Any]], **options: Any) -> Any:
-    """A graph of one node that does this."""
     return node_graph(in_run(act, aact), **options)
 
 
@@ -39,9 +36,6 @@ def once(graph: Any, mode: str, given: Any = None, config: Any = None, authz: An
     """Run it, in a run of its own where there is an `authz`."""
     with nullcontext() if authz is None else authz.run(subject="alice"):
         return (sync if mode == "sync" else in_loop)(graph, human() if given is None else given, config)
-
-
-# --- one decision, on what runs ---------------------------------------------------------------------
 
 
 def test_what_was_decided_is_what_runs(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
@@ -108,9 +102,6 @@ def test_tools_inside_tools(mode: str, outer: str, inner: str, ran: Any) -> None
     assert ran == ["led"]
     assert [r.resource.id for r in calls_of(pdp)] == ["write", "pay"]
     assert completions(authz) == ["denied"]
-
-
-# --- what it can not do is a deny --------------------------------------------------------------------
 
 
 class Fresh(BaseModel):
@@ -200,9 +191,6 @@ def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any)
     with authz.run(subject="alice"):
         assert code_of(lambda: once(graph, mode, Command(resume="yes"), THREAD)) == "outcome_unknown"
     assert ran == [PAID]
-
-
-# --- how a call ends ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "error", "state"), [
@@ -303,9 +291,6 @@ def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> No
     graph = authz.protect(acting(lambda: outer.invoke({"text": "x"}), lambda: outer.ainvoke({"text": "x"})))
     once(graph, mode, authz=authz)
     assert got == ["credential_unavailable", "https://lead"]
-
-
-# --- where there is no run any more, or none --------------------------------------------------------------
 
 
 def test_a_tool_node_alone_has_the_backstop_too(ran: Any) -> None:

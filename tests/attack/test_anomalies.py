@@ -1,7 +1,5 @@
 """Each anomaly rule of the shipped policy: a trace that trips it, and benign ones that trip none."""
 
-from __future__ import annotations
-
 from langchain_runtime_authz.cli._recorded_run import decide_trace, read_trace
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch

@@ -3,8 +3,6 @@
 LangGraph matches answers to a task's questions by their order. In the twins nobody protects the graph.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial

@@ -3,8 +3,6 @@
 The twins show what happens to who does without: the harm that each rule is there for.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import secrets

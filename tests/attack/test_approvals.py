@@ -1,7 +1,5 @@
 """What a human answers is what happens: approved once, edited as edited, rejected never."""
 
-from __future__ import annotations
-
 from langchain.agents import create_agent
 from langchain_core.runnables import RunnableLambda
 

@@ -4,8 +4,6 @@ On the shipped policy. The model is hijacked entirely: it calls what the attacke
 `test_laundering` and `test_corrections` have every road; here is one of each.
 """
 
-from __future__ import annotations
-
 from ._kit import *
 from ._scenario import first_reasons, play
 
@@ -40,7 +38,6 @@ def test_an_injected_payee_is_not_paid(form: str) -> None:
 
 
 def test_unenforced_an_injected_payee_is_paid(form: str) -> None:
-    """The twin pays whom the mail names."""
     paid: list[Any] = []
     play(form, tools(paid), READ, payment(THEIRS), text=TASK)
     assert paid == [(THEIRS, 50.0)]

@@ -3,8 +3,6 @@
 On the shipped policy, with a mandate that covers every call. Each denies one call: the others of the same run go on.
 """
 
-from __future__ import annotations
-
 from langchain_runtime_authz.grant import Constraint
 from langchain_runtime_authz.mandate.model import Free, Mandate, Step
 
@@ -35,7 +33,6 @@ def test_secrets_do_not_leave_the_house(form: str, ran: Any) -> None:
 
 
 def test_unenforced_secrets_leave_the_house(form: str, ran: Any) -> None:
-    """The twin posts them."""
     play(form, tools(ran), *LEAK)
     assert ("post", "0000") in ran
 
@@ -50,7 +47,6 @@ def test_a_tool_outside_the_grant_and_an_argument_beyond_it(form: str, ran: Any)
 
 
 def test_unenforced_a_tool_does_whatever_it_can(form: str, ran: Any) -> None:
-    """The twin floods and posts."""
     play(form, tools(ran), *FLOOD)
     assert sorted(ran) == [("note", 1), ("note", 10**6), ("post", "x")]
 
@@ -64,6 +60,5 @@ def test_a_rate_holds_however_the_calls_are_spread(form: str, ran: Any) -> None:
 
 
 def test_unenforced_nothing_counts(form: str, ran: Any) -> None:
-    """The twin writes all five."""
     play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)))
     assert len(ran) == 5

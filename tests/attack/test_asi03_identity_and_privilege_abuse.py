@@ -5,8 +5,6 @@ tests of `resource_server` have every place and every forgery; here is one of ea
 usually get: one bearer token for the whole task.
 """
 
-from __future__ import annotations
-
 import contextvars
 
 import httpx
@@ -53,7 +51,6 @@ def test_a_stolen_token_is_dead_with_its_call(form: str) -> None:
 
 
 def test_unenforced_a_stolen_token_lives_on(form: str) -> None:
-    """The twin's token serves whoever finds it."""
     answers: list[int] = []
     app = naive_service("static")
     use = lambda: answers.append(off_loop(lambda: sent(app, {"Authorization": "Bearer static"})))

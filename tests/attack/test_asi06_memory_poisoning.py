@@ -3,8 +3,6 @@
 On the shipped policy, with payments permitted if their payee is the human's own or a system's.
 """
 
-from __future__ import annotations
-
 from ._kit import *
 from ._scenario import first_reasons, play
 
@@ -56,7 +54,6 @@ def test_a_machines_human_message_is_no_human(form: str) -> None:
 
 
 def test_unenforced_a_machines_human_message_is_obeyed(form: str) -> None:
-    """The twin pays whom the memory names."""
     office = Office()
     play(form, office.tools(), RECALL, payment(EVIL), text=TASK)
     assert office.paid == [EVIL]
@@ -76,7 +73,6 @@ def test_data_that_changed_since_it_was_read_is_not_acted_on(form: str, edited: 
 
 
 def test_unenforced_old_data_is_acted_on(form: str) -> None:
-    """The twin pays the account that is the bill's no more."""
     office, edits = Office(), []
     office.changed = lambda: edits.append("bill:december")
     play(form, office.tools(), LOOK, payment(OURS), text=TASK)

@@ -3,8 +3,6 @@
 On the shipped policy, with small budgets where the shipped ones would take long.
 """
 
-from __future__ import annotations
-
 from ._kit import *
 from ._scenario import first_reasons, play
 
@@ -36,7 +34,6 @@ def test_a_burst_revokes_the_thread(form: str, ran: Any) -> None:
 
 
 def test_unenforced_a_loop_goes_on(form: str, ran: Any) -> None:
-    """The twin polls until the model has enough."""
     play(form, [poll_tool(ran)], *LOOP)
     assert ran == list(range(9))
 
@@ -79,7 +76,6 @@ def test_delegation_has_an_end(form: str, levels: int, ran: Any) -> None:
 
 
 def test_unenforced_delegation_has_no_end(form: str, ran: Any) -> None:
-    """The twin works at any depth."""
     drive_form(form, nested(3, ran), human("Poll"))
     assert ran == [3]
 

@@ -3,8 +3,6 @@
 `test_approval_abuse` has every rendering, statement and term; here is one of each.
 """
 
-from __future__ import annotations
-
 from ._approvals import Scene, payment
 from ._kit import *
 

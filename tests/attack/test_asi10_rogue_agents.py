@@ -3,8 +3,6 @@
 On the shipped policy.
 """
 
-from __future__ import annotations
-
 from langchain_runtime_authz.mandate.model import Mandate, Never
 
 from ._kit import *
@@ -32,7 +30,6 @@ def test_door_after_door_revokes(form: str, ran: Any) -> None:
 
 
 def test_unenforced_it_finds_the_open_door(form: str, ran: Any) -> None:
-    """The twin wipes at the first."""
     play(form, tools(ran), *DOORS)
     assert ran[0] == ("wipe", 0)
 
@@ -96,7 +93,6 @@ def test_after_a_revocation_nothing_happens(form: str, ran: Any) -> None:
 
 
 def test_unenforced_after_a_revocation_it_goes_on(form: str) -> None:
-    """The twin's token was revoked, but nothing asks."""
     ran, revoked = [], []
     play(form, tools(ran, lambda: revoked.append("t")), *STOPPED)
     assert (ran, revoked) == ([("look", 1), ("write", 2)], ["t"])

@@ -1,7 +1,5 @@
 """Bad input where tasks change: each is a deny with a stable code, or nothing at all; the thread goes on."""
 
-from __future__ import annotations
-
 from langchain.agents import create_agent
 from langchain_core.load import dumpd
 from langchain_core.messages import AnyMessage, ChatMessage, HumanMessageChunk
@@ -13,8 +11,6 @@ from ._kit import *
 from .emitters import Scene
 from .test_corrections import built
 from .test_outside import House
-
-# --- forms of a message --------------------------------------------------------------------------------
 
 FORMS = {
     "text": "STOP", "message": HumanMessage("STOP"), "tuple": ("user", "STOP"),
@@ -118,9 +114,6 @@ def test_what_a_workflow_is_given_anew_is_a_correction(said: Any, authz: Any) ->
         assert epoch_of(authz, flow.get_name()) == expected, text
 
 
-# --- reducers ------------------------------------------------------------------------------------------
-
-
 def newest_two(old: list[AnyMessage], new: Any) -> list[AnyMessage]:
     """Drops all but the newest."""
     return add_messages(old or [], new)[-2:]  # type: ignore[arg-type,return-value,index]
@@ -156,9 +149,6 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
     assert task.text == "Pay the bill, never above 10\nSTOP, pay nobody" and epoch_of(authz, "odd") == 2
 
 
-# --- resume values -------------------------------------------------------------------------------------
-
-
 def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
     """To LangGraph it is a map of answers by id: the question stays open, and is approved later, once."""
     authz, _, graph = built(kind, ran, asking("pay"))
@@ -168,9 +158,6 @@ def test_an_empty_map_answers_nothing(kind: str, ran: Any) -> None:
     assert ran == []
     told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [PAID]
-
-
-# --- whose thread --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", [human("Mine"), None, Command(resume="yes")], ids=["input", "go-on", "resume"])

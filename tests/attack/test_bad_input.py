@@ -1,7 +1,5 @@
 """Bad input: a clear error at construction, or a deny with a stable code; the tool never runs, the run goes on."""
 
-from __future__ import annotations
-
 import math
 import uuid
 from types import SimpleNamespace
@@ -20,9 +18,6 @@ def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any =
     authz, graph = protecting(BUILDERS[kind](replying(calls), tools, **options), pdp, profiles=profiles)
     state = told(authz, graph, human(), go=go, task="x")
     return authz, pdp, state
-
-
-# --- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,9 +159,6 @@ def test_arguments_or_tool_exchanged_after_the_decision(kind: str, change: str, 
     assert_went_on(state)
 
 
-# --- injected arguments ---------------------------------------------------------------------------
-
-
 def test_injected_arguments_are_neither_decided_nor_forged(kind: str, go: Any) -> None:
     """State, store, call id and runtime come from the framework, whatever the model writes under their names."""
     got: list[Any] = []
@@ -228,9 +220,6 @@ def test_injected_arguments_in_a_node_function_and_after_a_question() -> None:
         state = graph.invoke(resume(APPROVE), THREAD)
     assert got == [2]
     assert_went_on(state)
-
-
-# --- shapes of tools and results ------------------------------------------------------------------
 
 
 class _OnlyRun(BaseTool):
@@ -340,9 +329,6 @@ def test_defaults_that_differ_each_time_can_not_be_approved(kind: str, go: Any, 
     assert_went_on(state)
 
 
-# --- answers of a PDP ------------------------------------------------------------------------------
-
-
 _passed = [0.0]
 
 
@@ -397,9 +383,6 @@ def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any, ran: Any
     assert ran == []
     assert reasons(authz, "pay") == reasons(authz, "read") == ["pdp_timeout"]
     assert_went_on(state)
-
-
-# --- construction ----------------------------------------------------------------------------------
 
 
 def _code(make: Any) -> str:

@@ -4,8 +4,6 @@ Each has a stable code, and the service goes on serving. The twin believes what 
 whose it is: there every token that can be read at all is served.
 """
 
-from __future__ import annotations
-
 import httpx
 import jwt
 from starlette.applications import Starlette

@@ -1,7 +1,5 @@
 """Tools that behave badly: what they raise, return, start and never finish."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from contextvars import copy_context

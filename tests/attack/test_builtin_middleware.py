@@ -1,7 +1,5 @@
 """LangChain's own middleware beside ours: each call that runs is decided once, and so is each model that is asked."""
 
-from __future__ import annotations
-
 from langchain.agents import create_agent
 from langchain.agents import middleware as builtin
 from langchain.agents.middleware import AgentMiddleware
@@ -142,8 +140,6 @@ def test_a_call_over_the_limit_is_no_call(go: str, ran: Any, pdp: Any, authz: An
     assert [r.resource.id for r in calls_of(pdp)] == ["pay"]
 
 
-# --- the models that it asks ----------------------------------------------------------------------------
-
 OWN_MODELS = {
     "AutoModeMiddleware": ["judge-1"], "LLMToolEmulator": ["side-1"], "LLMToolSelectorMiddleware": ["side-1"],
     "ModelFallbackMiddleware": ["side-1"], "ModelRouterMiddleware": ["judge-1"], "SummarizationMiddleware": ["side-1"],
@@ -215,9 +211,6 @@ def test_a_selection_brings_nothing_back() -> None:
     graph = built("both", authz, model, [pay_tool([]), read_tool([])], before=[selector])
     assert_went_on(said("sync", authz, graph, human(), grant=Grant(tools=("read",))))
     assert {tuple(t.name for t in bound) for bound in model.bound} == {("read",)}
-
-
-# --- the tools that it brings ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", PLACES)

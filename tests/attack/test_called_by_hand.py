@@ -1,7 +1,5 @@
 """A guarded tool's own code, called past `run`: `func`, `coroutine`, `_run`, `_arun`."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from functools import partial
@@ -353,9 +351,6 @@ def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permi
     assert answer_to(state["messages"], "call-read").status == "success"
     planned = {r.resource.id: r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None}
     assert planned == {"read": True, "pay": False} and len(calls_of(pdp)) == 2
-
-
-# --- a tool class with an `invoke` of its own -------------------------------------------------------
 
 
 PLAIN = call("pay", {"recipient": "bob", "amount": 5}, "p")

@@ -4,8 +4,6 @@ The twin is the same graph without protection, whose tool was provisioned with a
 the token ends up in every one of the places.
 """
 
-from __future__ import annotations
-
 import logging
 import pickle
 import traceback

@@ -1,7 +1,5 @@
 """A coding agent that a repository's own text hijacks: from reconnaissance to exfiltration, by shell, file and git."""
 
-from __future__ import annotations
-
 import inspect
 import uuid
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The correction matrix: each road into each kind of graph, with its unenforced twin; `docs/_generated` shows it."""
 
-from __future__ import annotations
-
 from ._kit import *
 from .corrections import KINDS, MODES, ROADS, Kind, Road, check, harm, in_docs, table
 

@@ -1,7 +1,5 @@
 """A human changes the task: what was planned before does not happen any more. And only a human can."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from ._kit import *
@@ -17,9 +15,6 @@ def built(kind: str, ran: list[Any], pdp: Any = None, *, protected: bool = True,
 
 def epochs(pdp: StaticPDP) -> list[int]:
     return [r.context.task.epoch for r in pdp.requests if r.context.task is not None]
-
-
-# --- a new root message ----------------------------------------------------------------------------
 
 
 def test_new_message_on_a_finished_thread(kind: str, go: Any, ran: Any) -> None:
@@ -81,9 +76,6 @@ def test_pending_plan_without_a_new_message_runs(kind: str, ran: Any) -> None:
     assert ran == [PAID]
 
 
-# --- .correct() ------------------------------------------------------------------------------------
-
-
 def test_correct_while_a_stream_is_in_flight(kind: str, how: str, ran: Any) -> None:
     """Pending calls are answered "the task changed", the run drains, the next entry delivers the text."""
     authz, pdp, graph = built(kind, ran)
@@ -132,7 +124,6 @@ def test_unenforced_stream_in_flight_pays(kind: str, ran: Any) -> None:
 
 
 def test_correction_is_for_one_thread(ran: Any) -> None:
-    """A correction of one thread leaves another alone."""
     authz, pdp, graph = built("hand", ran, interrupt_before=["tools"])
     other = {"configurable": {"thread_id": "other"}}
     with authz.run(subject="alice"):
@@ -141,9 +132,6 @@ def test_correction_is_for_one_thread(ran: Any) -> None:
     authz.correct("t", "STOP, pay nobody")
     told(authz, graph, None, other)
     assert ran == [PAID]
-
-
-# --- what is no correction -------------------------------------------------------------------------
 
 
 def test_resume_of_a_checkpointed_thread_is_no_correction(ran: Any) -> None:
@@ -173,9 +161,6 @@ def test_other_roles_of_a_client_are_no_human_text(message: Any, pdp: Any, authz
     told(authz, graph, human("Pay"), THREAD)
     told(authz, graph, {"messages": [message]}, THREAD)
     assert {(r.context.task.epoch, r.context.task.text) for r in pdp.requests if r.context.task} == {(1, "Pay")}
-
-
-# --- what is no plan -------------------------------------------------------------------------------
 
 
 def _routed(ran: list[Any], model: ScriptedChatModel, **options: Any) -> Any:
@@ -241,9 +226,6 @@ def test_calls_that_a_tool_returns_are_no_plan(ran: Any, pdp: Any, authz: Any) -
     told(authz, authz.protect(_routed(ran, replying([READ]))), human())
     (request,) = calls_of(pdp, "pay")
     assert not request.context.plan.planned
-
-
-# --- a removal in an input -------------------------------------------------------------------------
 
 
 def _without(what: str, graph: Any) -> Any:

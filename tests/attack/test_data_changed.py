@@ -1,7 +1,5 @@
 """What was read changes behind the agent: side effects that are based on it do not happen."""
 
-from __future__ import annotations
-
 from importlib import resources
 
 from langchain_runtime_authz.facts import resource

@@ -1,12 +1,8 @@
 """A denial is an answer, not an accident: nothing retries, swallows, repeats or skips around it."""
 
-from __future__ import annotations
-
 from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
 
 from ._kit import *
-
-# --- halting -------------------------------------------------------------------------------------
 
 
 class Halting:
@@ -70,9 +66,6 @@ def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     with authz.run(subject="alice", task="x"), pytest.raises(AuthzHalt):
         go(graph, human(), THREAD)
     assert halting.seen == 1 and ran == []
-
-
-# --- what handles errors -------------------------------------------------------------------------
 
 
 def _handler(error: Exception) -> str:
@@ -173,9 +166,6 @@ def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
     with pytest.raises(ConnectionError):
         go(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy), human())
     assert ran.count(PAID) == 3
-
-
-# --- asking --------------------------------------------------------------------------------------
 
 
 # `unit_tests/pep/test_approval_answers.py` has every malformed answer; here one of each kind reaches a graph.
@@ -320,9 +310,6 @@ def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: An
         state = graph.invoke(resume(APPROVE), THREAD)
     assert ran == [] and reasons(authz, "pay")[-1] == "approval_void"
     assert_went_on(state)
-
-
-# --- calls that no message planned ----------------------------------------------------------------
 
 
 def _calling_node(pay: Any, times: int, loops: int) -> Any:

@@ -1,7 +1,5 @@
 """Every door in both ways of calling, and every form at each kind of root (in the long tier, at each door): denied means not run, answered, and recorded as it would have run."""
 
-from __future__ import annotations
-
 from langgraph.runtime import Runtime
 
 from tests.tier import chosen
@@ -129,7 +127,6 @@ def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: A
 
 @forms
 def test_unenforced_twin_runs(door: str, form: str) -> None:
-    """The same graph without us runs the payment."""
     behind = Door(None)
     states = drive_form(form, BEHIND[door](behind), human())
     assert behind.ran.count(PAID) == len(states)

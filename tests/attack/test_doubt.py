@@ -3,8 +3,6 @@
 The twins have no rule about doubts: the bank books twice.
 """
 
-from __future__ import annotations
-
 import itertools
 import secrets
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Else a process that dies in between has paid by a plan that is lost, and the next one plans and pays anew.
 """
 
-from __future__ import annotations
-
 from ._kit import *
 
 CONFIG = THREAD

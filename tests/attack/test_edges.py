@@ -3,8 +3,6 @@
 A denied edge never starts the child. The token of one side is refused for a call of the other.
 """
 
-from __future__ import annotations
-
 from langchain_runtime_authz.credential.authorization_details import check_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.grant import Constraint
@@ -18,7 +16,6 @@ SERVICE = "https://bank.example"
 
 
 def play(build: Any, pdp: Any = None, *, how: str = "sync", tools: Any = (), **options: Any) -> tuple[Any, Any, Any]:
-    """Run the graph of one edge, protected."""
     edged = build(*tools)
     authz, graph = protecting(edged.graph, pdp or StaticPDP(True), **options)
     with contextlib.suppress(AuthzHalt):
@@ -188,9 +185,6 @@ def test_a_question_of_an_agent_on_its_own_thread_is_told_of(caplog):
     out = told(authz, graph, {"messages": [("user", "hello")]}, THREAD)
     assert "__interrupt__" not in out and ran == []
     assert "continues without the answer" in caplog.text
-
-
-# --- bad input ---
 
 
 def test_ten_thousand_children_end_at_the_budget():

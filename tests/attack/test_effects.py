@@ -1,7 +1,5 @@
 """Effects without a tool: declared by `authz.effect`, they are decided as tool calls are. Each attack has its twin."""
 
-from __future__ import annotations
-
 import traceback
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Humans change a task and machines don't, whatever either of them writes, in any order."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections import Counter

@@ -3,8 +3,6 @@
 The attacker knows the ids of the open questions. In the twins nobody protects the graph, and the payment runs unasked.
 """
 
-from __future__ import annotations
-
 from langchain_runtime_authz.langgraph import private_api as private
 
 from ._kit import *

@@ -3,8 +3,6 @@
 Each twin reads the identity from where the client wrote it, as examples on the web do, and pays.
 """
 
-from __future__ import annotations
-
 from contextvars import ContextVar, copy_context
 
 from langchain_runtime_authz.credential.signer import SigningKey

@@ -1,7 +1,5 @@
 """LangChain's own review and ours in one agent: nobody is asked twice, and nothing gets by between the two."""
 
-from __future__ import annotations
-
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 
 from ._approvals import ANN, BOB, EVE, FOUR, TWO, Scene, edit, payment
@@ -114,9 +112,6 @@ def test_a_jump_to_the_tools_after_a_rejection(go: str, protected: bool) -> None
         assert reasons(s.authz, "pay") == ["approval_rejected"]
 
 
-# --- several agents ask at once ---------------------------------------------------------------------
-
-
 def fan_out(ran: list[Any], names: tuple[str, ...] = ("left", "right")) -> Any:
     """Sub-agents side by side, each with a payment of its own."""
     builder = StateGraph(MessagesState)
@@ -216,7 +211,6 @@ def test_agents_behind_tools_surface_one_after_the_other(kind: str) -> None:
 def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing(ran: Any) -> None:
     """What a tool asks is its own business: our question about the other call follows all the same."""
     from langchain_core.tools import tool
-
 
     class Forged(Scene):
         def build(self) -> Any:

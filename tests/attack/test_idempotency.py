@@ -1,7 +1,5 @@
 """One intent, one key: what a tool is offered is the same wherever the same call runs again."""
 
-from __future__ import annotations
-
 from langchain_core.tools import ToolException
 
 from langchain_runtime_authz.errors import Code

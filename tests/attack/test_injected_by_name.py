@@ -1,7 +1,5 @@
 """An argument called `runtime` without a type: ToolNode supplies it, and it is nobody's choice there."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 PROFILES = {"probe": ToolProfile(effect="write", sink="internal")}

@@ -1,7 +1,5 @@
 """Two users in one process: each step under its own subject, and nothing lives on after its run."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator
 
 from ._kit import *
@@ -398,7 +396,6 @@ def test_run_closed_in_the_middle_of_its_stream(kind: str, ran: Any) -> None:
 
 
 async def test_run_closed_in_the_middle_of_its_astream(kind: str, ran: Any) -> None:
-    """The same on the asynchronous road."""
     authz, pdp, graph = build(kind, ran)
     run = authz.run(subject="alice")
     stream = graph.astream(human("alice"), run.config(), subgraphs=True)

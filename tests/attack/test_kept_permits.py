@@ -1,7 +1,5 @@
 """A node's permit that is used again: only as long as its policy says, and never past a stop."""
 
-from __future__ import annotations
-
 from langchain_runtime_authz.credential.ticket import current_scope
 
 from ._kit import *

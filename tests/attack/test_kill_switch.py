@@ -1,7 +1,5 @@
 """The kill switch stops everything, whatever else is down."""
 
-from __future__ import annotations
-
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 from tests.cli import cli
 
@@ -9,7 +7,6 @@ from ._kit import *
 
 
 def paying(authz: RuntimeAuthz, ran: list[Any], **options: Any) -> Any:
-    """A graph that pays once."""
     return authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], **options))
 
 
@@ -64,8 +61,6 @@ def test_tokens_are_dead_while_it_is_engaged(tmp_path: Path) -> None:
 
 
 class Down:
-    """A PDP, or a ledger, that is down."""
-
     name, revision = "down", "0"
 
     def evaluate(self, *args: Any) -> Any:

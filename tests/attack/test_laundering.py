@@ -1,7 +1,5 @@
 """An account number from a hostile text, passed on until it looks like a human's word: it never is, and is never paid."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 EVIL = "DE21500105179625862911"

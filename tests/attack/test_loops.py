@@ -1,7 +1,5 @@
 """Loops that a node's own code makes: planned calls are found by tool and arguments, denials and questions get out."""
 
-from __future__ import annotations
-
 import logging
 
 from langchain_core.tools import InjectedToolArg
@@ -244,9 +242,6 @@ def test_a_loop_of_the_functional_api() -> None:
     assert told(authz, authz.protect(agent), human()["messages"], THREAD) == ["paid"] and ran == [PAID]
 
 
-# --- denials ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("returns", [str, Annotated[str, "a receipt"], "Text", dict])
 def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog: Any) -> None:
@@ -276,9 +271,6 @@ def test_a_denial_without_a_message_to_answer_is_raised(go: str) -> None:
     authz, graph = protecting(graph, deny_only("pay"))
     assert code_of(lambda: run_as(authz, graph, human(), how=go)) == "no_permit"
     assert ran == []
-
-
-# --- questions --------------------------------------------------------------------------------------
 
 
 def test_a_coroutine_and_a_thread_of_a_loop_do_not_ask_at_once() -> None:

@@ -1,7 +1,5 @@
 """A node that runs again hears the answers: its model, or a `task`, gives the same message anew."""
 
-from __future__ import annotations
-
 from itertools import count, product
 
 from langgraph.func import entrypoint, task

@@ -1,7 +1,5 @@
 """Hand-written nodes that do several things at once: threads, tasks, blocks and parallel nodes."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 

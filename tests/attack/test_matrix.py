@@ -1,7 +1,5 @@
 """The bypass matrix: each route closed, or named by `coverage` on its own graph; `docs/_generated` shows what was played."""
 
-from __future__ import annotations
-
 from . import matrix
 from ._kit import *
 from .matrix import EVERYTHING, LAYERS, PROTECT, header, in_docs, naming, played, report_of, row

@@ -1,7 +1,5 @@
 """`AuthzMiddleware` alone, `protect` alone, both together: each call is decided once, and by what really runs."""
 
-from __future__ import annotations
-
 import gc
 from weakref import ref
 

@@ -1,7 +1,5 @@
 """A hijacked agent takes a word of an order for something else: money for hours, or a new value for a difference."""
 
-from __future__ import annotations
-
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._house import *

@@ -3,8 +3,6 @@
 Or it searches for what it read.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """A node of a protected graph, called by itself: decided in the open run, refused outside one."""
 
-from __future__ import annotations
-
 from langgraph.runtime import Runtime
 
 from ._kit import *

@@ -1,7 +1,5 @@
 """What the process was seen to do for nodes and tools: recorded, in `coverage`, and refused by the tripwire."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os

@@ -1,7 +1,5 @@
 """Somebody changes a thread's state from outside: `update_state`, a fork, another writer."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import sqlite3
@@ -215,9 +213,6 @@ def test_a_command_says_it_in_any_form(given: Any) -> None:
     assert twin.ran == [PAID]
 
 
-# --- a plan that is taken away without a word ---
-
-
 def to_the_end(writer: Any) -> None:
     writer.update_state(THREAD, None, as_node="__end__")
 
@@ -242,9 +237,6 @@ def test_a_plan_that_somebody_drops_is_void(drop: Any, by: str) -> None:
     assert (house.epoch, house.ran) == (2, [])
     house.go(None)
     assert house.epoch == 2
-
-
-# --- what a tool brought, beside its words ---
 
 
 class Found:
@@ -326,9 +318,6 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
 def test_an_edit_is_seen_in_any_kind_of_state(before: Any, after: Any) -> None:
     """A role is part of a message, and what JSON cannot hold is compared by its text."""
     assert watched_digests(before, ["plan"]) == watched_digests(copy.deepcopy(before), ["plan"]) != watched_digests(after, ["plan"])
-
-
-# --- what is written beside a run in flight, whose next checkpoint leaves it behind ---
 
 
 def stop_the_child(house: House) -> None:
@@ -487,9 +476,6 @@ def test_one_word_of_several_updates_beside_a_run_is_a_correction(heard: bool) -
     house.go(human())
     house.go(None)
     assert (house.epoch, house.ran) == (2, [])
-
-
-# --- a graph below, which has checkpoints of its own ---
 
 
 class Nested(House):

@@ -1,7 +1,5 @@
 """Somebody edits, from outside, what a child keeps that a tool called or that has a memory of its own."""
 
-from __future__ import annotations
-
 import operator
 import sqlite3
 
@@ -171,9 +169,6 @@ def test_what_the_agents_own_code_edits_is_no_correction(heard: bool) -> None:
     assert family.epoch == 2
     family.on()
     assert (family.epoch, len(family.ran)) == ((2, 2) if heard else (3, 1))
-
-
-# --- how long the ledger remembers what a child left ---
 
 
 def marks(path: Path) -> list[str]:

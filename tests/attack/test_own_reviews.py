@@ -1,7 +1,5 @@
 """Approvals that an app asks for by itself: Agent Inbox, and a plain question that shows the call."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 ALL = {"allow_accept": True, "allow_edit": True, "allow_ignore": True, "allow_respond": True}

@@ -1,7 +1,5 @@
 """Tool nodes of the user's own, whose methods are overridden."""
 
-from __future__ import annotations
-
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 from langgraph.prebuilt import InjectedState
 

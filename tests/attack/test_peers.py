@@ -1,18 +1,12 @@
 """Failures of other packages, each by name: their design does the harm here, ours does not."""
 
-from __future__ import annotations
-
 from ._kit import *
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile:UserWarning")
 
 
 def enforced(graph: Any, authz: RuntimeAuthz, go: Callable[..., Any] = sync) -> Any:
-    """The final state of one run under `authz`."""
     return told(authz, authz.protect(graph), human(), go=go, task="x")
-
-
-# --- the decision ----------------------------------------------------------------------------------
 
 
 def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
@@ -26,9 +20,6 @@ def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
     allowed[:] = [True]
     state = enforced(graph(), authz_with(StaticPDP(lambda r: r.resource.id != "pay" or bool(allowed))), go=go)
     assert ran == [PAID] and answer_to(state["messages"], "call-again").status == "error"
-
-
-# --- hooks that are not called ----------------------------------------------------------------------
 
 
 def test_arguments_with_names_of_the_guards_own(ran: Any, pdp: Any) -> None:
@@ -46,9 +37,6 @@ def test_arguments_with_names_of_the_guards_own(ran: Any, pdp: Any) -> None:
     assert calls_of(pdp)[0].context.call.args == args  # type: ignore[union-attr]
 
 
-# --- where the gate stands --------------------------------------------------------------------------
-
-
 def test_rebuilt_tool_node(go: Any, ran: Any) -> None:
     """Tenuo 0.3.3, `TenuoToolNode`, in langgraph-supervisor 0.0.31, which rebuilds a stock ToolNode of its tools."""
     wrapped = ToolNode([pay_tool(ran)], wrap_tool_call=lambda request, handler: ToolMessage("denied", tool_call_id="call-pay"))
@@ -59,9 +47,6 @@ def test_rebuilt_tool_node(go: Any, ran: Any) -> None:
     rebuilt = ToolNode(list(ours.tools_by_name.values()))
     told(authz, hand_written(replying([PAY]), rebuilt), human(), go=go, task="x")
     assert ran == [PAID]
-
-
-# --- credentials ------------------------------------------------------------------------------------
 
 
 def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> None:

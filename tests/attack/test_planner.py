@@ -1,7 +1,5 @@
 """A planner model reads only the user's words. It is asked once, what they do not back is dropped, and it widens nothing."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from functools import partial
 

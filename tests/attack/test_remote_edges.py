@@ -1,7 +1,5 @@
 """The credential of an agent on another server: for one deployment's URL, and sent nowhere else."""
 
-from __future__ import annotations
-
 import contextvars
 import json
 import time
@@ -75,7 +73,6 @@ def home(far: RemoteGraph, act: Any = None, pdp: Any = None, **options: Any) -> 
 
 
 def go(authz: RuntimeAuthz, graph: Any, way: str = "sync", **run: Any) -> str:
-    """Run it, and return the code that ended it."""
     try:
         run_as(authz, graph, {"messages": [("user", "pay bob")]}, how=way, **run)
     except Exception as exc:

@@ -1,7 +1,5 @@
 """A user answers a tool's or node's own question with words: that call goes on, and what was planned beside it does not."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """However a run ends, nothing of it is alive: its jtis are dead for every reader of the ledger."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal
@@ -47,7 +45,6 @@ class House:
             return await self.nonblocking.ainvoke(given, THREAD)
 
     def states(self) -> set[str]:
-        """Of every jti that a request has borne."""
         jtis = {r.context.lease.jti for r in self.pdp.requests}
         assert jtis
         return {self.authz.ledger.status("default", jti) for jti in jtis}

@@ -1,7 +1,5 @@
 """Nodes that are LCEL sequences, tools or plain functions: the gate is met, once, whatever LangGraph makes of them."""
 
-from __future__ import annotations
-
 import operator
 from itertools import product
 

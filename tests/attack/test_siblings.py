@@ -4,8 +4,6 @@
 done anything that others can see, are judged apart.
 """
 
-from __future__ import annotations
-
 from langchain_runtime_authz.pep.session import Session
 
 from ._kit import *

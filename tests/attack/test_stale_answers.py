@@ -4,8 +4,6 @@ LangGraph keeps a plain answer with the thread, and gives a task's next question
 the tool asks by itself, and nobody protects the graph.
 """
 
-from __future__ import annotations
-
 from unittest.mock import patch
 
 from langgraph.errors import UnknownInterruptError

@@ -3,8 +3,6 @@
 `unit_tests/resource_server` and `unit_tests/downstream` have each other place and hand.
 """
 
-from __future__ import annotations
-
 import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -1,7 +1,5 @@
 """The graph's store: what nodes and tools write there is decided, once a profile for writes is declared."""
 
-from __future__ import annotations
-
 import uuid
 
 from langgraph.config import get_store

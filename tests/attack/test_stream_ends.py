@@ -1,7 +1,5 @@
 """A protected stream ends as a stock one does: what it runs is cancelled, what it refuses is refused."""
 
-from __future__ import annotations
-
 import gc
 import threading
 from contextlib import aclosing

@@ -1,7 +1,5 @@
 """`AuthzToolNode` in a graph that nobody protected: a call runs if a model was seen to plan it in the run."""
 
-from __future__ import annotations
-
 from langchain_core.callbacks import CallbackManager
 
 from langchain_runtime_authz.langgraph import callback_backstop

@@ -1,7 +1,5 @@
 """A tool node's entry, which is decided in one batch with the node's calls."""
 
-from __future__ import annotations
-
 from unittest.mock import patch
 
 from ._kit import *
@@ -22,12 +20,10 @@ class Batches(StaticPDP):
         return super().evaluate(body)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> list[object]:
-        """Answer each."""
         self._about(bodies)
         return [super(Batches, self).evaluate(body) for body in bodies]
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> list[object]:
-        """Answer each."""
         return self.evaluate_batch(bodies)
 
 

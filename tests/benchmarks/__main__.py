@@ -6,8 +6,6 @@ processes take turns, round by round. Within a process plain and protected take 
 a row says otherwise. A missed target is printed as missed, and nothing is asserted.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import itertools

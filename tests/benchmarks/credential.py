@@ -4,8 +4,6 @@
 they were measured on; asserts nothing. Ours and the library's run in turn, in one process.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gc

@@ -4,8 +4,6 @@
 installed files. An import is CPU of a process that has imported LangGraph before, the median of rounds in processes of their own.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import subprocess

@@ -8,8 +8,6 @@ An order is recalled if all of its calls are covered, one after the other, with 
 call that was not ordered: an attack of `nonorders.jsonl`, or a call of an order with one value changed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter, defaultdict

@@ -4,8 +4,6 @@
 with a round. A round is whole invokes of START → agent → tools → END, whose agent is a function that returns one call.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import tempfile

@@ -4,8 +4,6 @@ Run from the repository's root: `python -m tests.benchmarks.profile_suggest`; wi
 is called and no model is asked, so each run prints the same. The authors' files are those that the benchmark and the package use.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

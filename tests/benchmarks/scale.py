@@ -5,8 +5,6 @@
 `sizing`. The options are the assumptions; all else is measured. Asserts nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import heapq
 import os

@@ -5,8 +5,6 @@ need them. A run is an entry, three model calls and two tool calls of an agent, 
 take turns, run by run, so that whatever else the machine does meets all alike. Asserts nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import os

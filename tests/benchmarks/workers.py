@@ -5,8 +5,6 @@
 client runs on the same machine. Asserts that each run pays and how often it asks OPA, and no time.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import json
@@ -39,6 +37,7 @@ from tests.benchmarks.sizing import read_bill, send_money, turn
 from tests.integration_tests.services import SHIPPED, OpaServer, free_port
 
 DECISIONS = 5  # of a run: its start, the model node, the model, the tool node with a call, and a call
+
 
 @asynccontextmanager
 async def agent(app: FastAPI) -> AsyncIterator[None]:

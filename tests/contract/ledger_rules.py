@@ -1,7 +1,5 @@
 """The rules of a ledger's changes in plain words: a class for the tests of each of our ledgers, next to the suite that ships."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 from functools import partial

@@ -33,13 +33,10 @@ class TestMemoryLedger(LedgerRules, LedgerContract):
     """The default, and the reference for every other store."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
-        """An empty one."""
         return MemoryLedger(clock=clock)
 
 
 class TestSqliteLedger(LedgerRules, DurableLedgerContract):
-    """One file."""
-
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.path = tmp_path / "ledger.db"
@@ -47,9 +44,6 @@ class TestSqliteLedger(LedgerRules, DurableLedgerContract):
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
         """A new file, or the one that is."""
         return SqliteLedger(self.path, clock=clock)
-
-
-# --- what is the memory ledger's own: it forgets threads when there are too many ---
 
 
 def scope(name: str) -> Scope:

@@ -1,7 +1,5 @@
 """The suite that ships finds a store that forgets a kind of change, a part of a snapshot, or that a commit is whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any

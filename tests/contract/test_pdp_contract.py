@@ -45,8 +45,6 @@ class TestCedarPDP(PDPContract):
 
 
 class TestDenyOverrides(PDPContract):
-    """Several PDPs as one."""
-
     def make_pdp(self, permit: bool) -> PDP:
         """Two that permit, or one of them denies."""
         return DenyOverrides(StaticPDP(True), StaticPDP(permit, name="other"))
@@ -56,13 +54,9 @@ class TestCandidate(PDPContract):
     """A PDP with a candidate beside it that says the opposite."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """The real one decides."""
         return CandidatePDP(StaticPDP(permit), StaticPDP(not permit, name="candidate"))
 
 
 class TestCircuitBreaker(PDPContract):
-    """A PDP behind a breaker."""
-
     def make_pdp(self, permit: bool) -> PDP:
-        """Closed."""
         return CircuitBreaker(StaticPDP(permit))

@@ -4,8 +4,6 @@
 the test watches: `thinking` and `go` let a model's answer wait, `bank` has what was paid.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

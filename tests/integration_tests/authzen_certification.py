@@ -105,7 +105,6 @@ def report(columns: dict[str, str]) -> Table:
 
 
 def main() -> None:
-    """Print the report."""
     logging.disable()  # the refusals that rows demand
     from .cerbos import serving
 

@@ -3,8 +3,6 @@
 `python -m tests.integration_tests.downstream_table` prints the table; `test_downstream.py` asserts it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One graph with one message of calls, whose tool calls a PDP under test decides."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

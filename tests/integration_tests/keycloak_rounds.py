@@ -3,8 +3,6 @@
 `python -m tests.integration_tests.keycloak_rounds` prints the table and fails if a row is not as expected.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -179,7 +177,6 @@ class Rounds:
         return {each.name: each for each in (customers, pay, sign_out)}
 
     def _run(self, thread: str, token: str, *names: str) -> str:
-        """Have the agent call tools one after the other on the user's behalf; return how it ended."""
         self.answers.clear()
         tools = self._tools()
         turns = [[call(name, {}, f"c{i}")] for i, name in enumerate(names)]
@@ -255,7 +252,6 @@ class Rounds:
 
 
 def play() -> dict[str, tuple[Any, Any]]:
-    """Every row of the table."""
     crm, bank, issuer, logout = (free_port() for _ in range(4))
     began = time.monotonic()
     with Keycloak(f"http://127.0.0.1:{logout}/logout") as keycloak, ExitStack() as stack:

@@ -4,8 +4,6 @@
 and the server's may differ. It prints what it did, a line each.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib.metadata import version

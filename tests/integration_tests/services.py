@@ -37,7 +37,6 @@ def opa_binary() -> str:
 
 
 def answers(url: str) -> bool:
-    """Return True if a server says that it is well."""
     try:
         return httpx.get(url, trust_env=False).status_code == 200
     except httpx.HTTPError:
@@ -128,7 +127,6 @@ class OpaServer:
         os.waitpid(self._process.pid, os.WUNTRACED)  # a busy process goes on for a moment
 
     def resume(self) -> None:
-        """Go on."""
         self._process.send_signal(signal.SIGCONT)
 
     def get(self, path: str) -> tuple[int, bytes]:

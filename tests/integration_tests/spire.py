@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from tests.threads import until
 
@@ -98,7 +96,6 @@ class Spire:
                 process.wait(20)
 
     def server(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the server's command line."""
         where = ("-socketPath", f"{self.home}/server.sock")
         return subprocess.run([self.bin / "spire-server", *command, *where], capture_output=True, text=True, check=False)
 
@@ -120,15 +117,3 @@ class Spire:
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         out = (self.home / f"{name}.out").open("ab")
         self._running[name] = subprocess.Popen([self.bin / program, *arguments], stdout=out, stderr=out)
-
-
-def workload_user(number: int) -> dict[str, Any]:
-    """Options of `subprocess` for a process with a user id of its own, which SPIRE attests."""
-    return {"user": number, "group": number, "extra_groups": []}
-
-
-def accessible(home: Path) -> Path:
-    """Let other users reach the socket."""
-    home.mkdir(mode=0o755, parents=True, exist_ok=True)
-    shutil.chown(home, 0, 0)
-    return home

@@ -3,8 +3,6 @@
 `python -m tests.integration_tests.spire_workload SOCKET WAIT` answers each line with one line of JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """`AuthzenPDP` against a conforming server over our engines, with AuthZEN's published vectors."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator, Mapping
@@ -44,7 +42,6 @@ THREE = [example_request({"resource.id": "read_file", "context.lease.exp": 1}), 
 
 @pytest.fixture(scope="module")
 def wasm() -> Iterator[WasmPDP]:
-    """The engine behind the server."""
     engine = WasmPDP()
     yield engine
     engine.close()
@@ -58,7 +55,6 @@ def server(wasm: WasmPDP) -> Iterator[AuthzenServer]:
 
 
 def decisions(pdp: AuthzenPDP, requests=(REQUEST,)) -> list[Decision]:
-    """What it decides, the same by both entry points."""
     evaluator = Evaluator(pdp, deadline=10)
     given = evaluator.evaluate([r.to_json() for r in requests])
     other = asyncio.run(evaluator.aevaluate([r.to_json() for r in requests]))
@@ -83,9 +79,6 @@ class TestAuthzenContract(PDPContract):
     def make_pdp(self, permit: bool) -> PDP:
         """The shipped policy behind AuthZEN."""
         return AuthzenPDP(self._url[permit], timeout=5)
-
-
-# --- published vectors ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +136,6 @@ def test_our_requests_and_answers_fit_the_published_schemas(wasm: WasmPDP, actio
         SCHEMAS["response"].validate(wasm.document(body))
 
 
-# --- evaluations ------------------------------------------------------------------------------------
-
-
 def test_the_calls_of_a_message_are_one_request(server: AuthzenServer) -> None:
     """Answers in order, one exchange, all executed."""
     pdp = AuthzenPDP(server.url, timeout=5)
@@ -190,9 +180,6 @@ def test_another_number_of_answers_denies_all(count: int) -> None:
         pdp.close()
 
 
-# --- request id -------------------------------------------------------------------------------------
-
-
 def test_every_request_has_an_id_of_its_own(server: AuthzenServer) -> None:
     """`X-Request-ID` is sent, fresh each time, and kept with the decision."""
     pdp = AuthzenPDP(server.url, timeout=5)
@@ -211,9 +198,6 @@ def test_an_answer_to_another_request_denies() -> None:
         pdp = AuthzenPDP(faulty.url, timeout=5)
         assert decisions(pdp)[0].reason == Code.PDP_MALFORMED
         pdp.close()
-
-
-# --- what other PDPs say ----------------------------------------------------------------------------
 
 
 def obliged(decision: bool, **obligation: Any) -> dict[str, Any]:
@@ -287,9 +271,6 @@ def test_an_obligation_of_the_profile_is_carried_out_or_denies(
         with authz.session(subject="alice", task="Look") as session:
             assert session.decide("look", {}).outcome == outcome
     assert [(n.get("topic"), n["body"]) for n in told] == heard
-
-
-# --- metadata ---------------------------------------------------------------------------------------
 
 
 def test_discovery_over_tls(wasm: WasmPDP, tmp_path: Path) -> None:

@@ -11,17 +11,22 @@ from typing import Any
 import pytest
 
 from tests.attack.correction_places import Elsewhere, check, corrected_elsewhere, opened, planned_elsewhere
-from tests.attack.corrections import KINDS, MODES, ROADS, Kind, Road
+from tests.attack.corrections import KINDS, MODES, ROADS, Desk, Kind, Road
 from tests.integration_tests.services import ledger_schema
 
 Place = tuple[dict[str, Any], Elsewhere]
 
 
 def once(found: list[tuple[Road, Kind]]) -> pytest.MarkDecorator:
-    """Play each cell in one mode, so that each road and each kind meets both: the modes differ in no store."""
+    """Play each cell in one mode, so that each road and each kind meets both: the modes differ in no store.
+
+    Without enforcement, play each road in one kind of graph: each kind's harm is shown in one process already.
+    """
     roads, kinds = list(ROADS.values()), list(KINDS.values())
-    cells = [(r, k, MODES[(roads.index(r) + kinds.index(k)) % 2]) for r, k in found]
-    return pytest.mark.parametrize(("road", "kind", "mode"), cells, ids=[f"{r.slug}-{k.name}-{m}" for r, k, m in cells])
+    twins = [(r, [k for q, k in found if q is r][-1]) for r in roads if any(q is r for q, _ in found)]
+    cells = [(r, k, MODES[(roads.index(r) + kinds.index(k)) % 2], protected) for of, protected in ((found, True), (twins, False)) for r, k in of]
+    names = [f"{r.slug}-{k.name}-{m}{'' if protected else '-twin'}" for r, k, m, protected in cells]
+    return pytest.mark.parametrize(("road", "kind", "mode", "protected"), cells, ids=names)
 
 
 CELLS = [(r, KINDS[k]) for r in ROADS.values() for k in r.only]
@@ -48,39 +53,26 @@ def postgres() -> Iterator[Place]:
         yield from _both({"dsn": dsn, "schema": schema})
 
 
+def verify(desk: Desk, road: Road, protected: bool) -> None:
+    if protected:
+        check(road, desk)
+    else:
+        assert len(desk.ran) == road.made
+
+
 @once(WAITING)
-def test_planned_in_a_process_that_is_gone(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
+def test_planned_in_a_process_that_is_gone(road: Road, kind: Kind, mode: str, protected: bool, sqlite: Place) -> None:
     """A new process knows of the plan what the file says: enough to void it."""
-    check(road, planned_elsewhere(road, kind, mode, *sqlite, protected=True))
+    verify(planned_elsewhere(road, kind, mode, *sqlite, protected=protected), road, protected)
 
 
 @once(RUNNING)
-def test_corrected_in_flight_over_one_file(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
+def test_corrected_in_flight_over_one_file(road: Road, kind: Kind, mode: str, protected: bool, sqlite: Place) -> None:
     """The process whose model thinks, or whose child runs, finds its lease dead as it comes to act."""
-    check(road, corrected_elsewhere(road, kind, mode, *sqlite, protected=True))
+    verify(corrected_elsewhere(road, kind, mode, *sqlite, protected=protected), road, protected)
 
 
 @once(CELLS)
-def test_corrected_in_another_process(road: Road, kind: Kind, mode: str, postgres: Place) -> None:
+def test_corrected_in_another_process(road: Road, kind: Kind, mode: str, protected: bool, postgres: Place) -> None:
     """From the commit on nothing that this process planned happens, here or there."""
-    check(road, corrected_elsewhere(road, kind, mode, *postgres, protected=True))
-
-
-def twins(found: list[tuple[Road, Kind]]) -> pytest.MarkDecorator:
-    """Each road in one kind of graph: each kind's harm is shown in one process already."""
-    return once([(r, [k for q, k in found if q is r][-1]) for r in ROADS.values() if any(q is r for q, _ in found)])
-
-
-@twins(WAITING)
-def test_unenforced_planned_in_a_process_that_is_gone(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
-    assert len(planned_elsewhere(road, kind, mode, *sqlite, protected=False).ran) == road.made
-
-
-@twins(RUNNING)
-def test_unenforced_corrected_in_flight_over_one_file(road: Road, kind: Kind, mode: str, sqlite: Place) -> None:
-    assert len(corrected_elsewhere(road, kind, mode, *sqlite, protected=False).ran) == road.made
-
-
-@twins(CELLS)
-def test_unenforced_corrected_in_another_process(road: Road, kind: Kind, mode: str, postgres: Place) -> None:
-    assert len(corrected_elsewhere(road, kind, mode, *postgres, protected=False).ran) == road.made
+    verify(corrected_elsewhere(road, kind, mode, *postgres, protected=protected), road, protected)

@@ -4,8 +4,6 @@ There a chain is a list of signed tokens; here it is one token, whose grant is t
 tokens becomes a grant, and the last one also a token. A wildcard stands for itself and for the names below it in the chain.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 from typing import Any, Final

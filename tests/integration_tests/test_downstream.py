@@ -1,7 +1,5 @@
 """Real services: who may use a call's token, when, where and how; MCP; exchange; five agents in one process."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The edges of deepagents, supervisors and swarms, held to what the attack suite says of every edge."""
 
-from __future__ import annotations
-
 from deepagents import create_deep_agent
 from langgraph_supervisor import create_supervisor
 from langgraph_swarm import create_handoff_tool, create_swarm

@@ -26,7 +26,6 @@ LATE = 5.0  # what a busy machine adds; without a deadline the late servers woul
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultServer]:
-    """All faults."""
     with FaultServer() as running:
         yield running
 
@@ -138,7 +137,6 @@ class Surplus(FaultServer):
     delay = 0.0
 
     def answer(self, connection: socket.socket, path: str, body: bytes) -> None:
-        """Two answers to one question."""
         no, yes = b'{"decision": false}', b'{"decision": true}'
         if "/v1/data/" in path:
             no, yes = b'{"result": ' + no + b"}", b'{"result": ' + yes + b"}"

@@ -1,7 +1,5 @@
 """Supervisor, swarm and deepagents: their tools are gated, their edges recorded, their hand-offs not asked."""
 
-from __future__ import annotations
-
 import warnings
 from types import SimpleNamespace
 
@@ -70,6 +68,8 @@ def swarm():
 
 
 GRAPHS = [deepagents, supervisor, swarm]
+
+
 async def play(graph, mode):
     given = {"messages": [("user", "Pay bob")]}
     return graph.invoke(given) if mode == "sync" else await graph.ainvoke(given)
@@ -111,9 +111,6 @@ def test_each_deep_agent_has_a_task_tool_of_its_own():
     tasks = [each for each in tools_of(authz.protect(graph)) if each.name == "task"]
     assert len({each.description for each in tasks}) == 2
     assert all(authz.profiles.of(each).declared for each in tasks)
-
-
-# --- deepagents' async sub-agents ---
 
 
 class FakeServer:

@@ -84,10 +84,8 @@ class Bank:
 
 @pytest.fixture
 def bank(tmp_path: Path) -> Iterator[Bank]:
-    """One that is not started."""
     with contextlib.ExitStack() as stack:
         yield Bank(tmp_path, stack)
-
 
 
 @pytest.mark.parametrize("where", SERVERS)

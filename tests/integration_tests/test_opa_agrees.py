@@ -3,8 +3,6 @@
 `LRA_REQUESTS` sets how many requests of each kind are generated.
 """
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

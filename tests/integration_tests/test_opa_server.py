@@ -33,21 +33,18 @@ DENIED = example_request({"context.lease.exp": 1})
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OpaServer]:
-    """OPA with the shipped policy."""
     with OpaServer() as running:
         yield running
 
 
 @pytest.fixture
 def pdp(server: OpaServer) -> Iterator[OpaPDP]:
-    """A PDP on it."""
     asked = OpaPDP(server.url, timeout=5)
     yield asked
     asked.close()
 
 
 def ask(pdp: PDP, request=REQUEST, *, deadline: float = 10) -> Decision:
-    """One decision."""
     (decision,) = Evaluator(pdp, deadline=deadline).evaluate([request.to_json()])
     return decision
 
@@ -67,9 +64,6 @@ class TestOpaContract(PDPContract):
     def make_pdp(self, permit: bool) -> PDP:
         """The shipped policy; denying, its effect table is empty."""
         return OpaPDP(self._url[permit], timeout=5)
-
-
-# --- batches ----------------------------------------------------------------------------------------
 
 
 def counted(server: OpaServer) -> int:
@@ -100,9 +94,6 @@ def test_a_rule_without_a_batch_is_asked_side_by_side(server: OpaServer) -> None
     assert [d.permit for d in decisions] == [True, False] * 4
     assert counted(server) == before + 8
     alone.close()
-
-
-# --- ways to reach it -------------------------------------------------------------------------------
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
@@ -224,9 +215,6 @@ def test_the_environment_changes_nothing(server: OpaServer, tmp_path: Path, monk
     asked.close()
 
 
-# --- loops, threads, processes ----------------------------------------------------------------------
-
-
 def test_many_threads_and_loops_share_one_pool(pdp: OpaPDP) -> None:
     """Eight threads, each with loops that come and go, while others ask without one."""
 
@@ -278,9 +266,6 @@ def test_nothing_is_left_after_close_or_collection(server: OpaServer) -> None:
     assert our_threads() <= before
 
 
-# --- bundles ----------------------------------------------------------------------------------------
-
-
 class Bundles:
     """A signing key and a place that serves bundles."""
 
@@ -312,7 +297,6 @@ class Bundles:
 
 @pytest.fixture
 def bundles(tmp_path: Path) -> Bundles:
-    """Keys and a folder."""
     return Bundles(tmp_path)
 
 
@@ -344,8 +328,6 @@ def test_an_unsigned_bundle_is_never_obeyed(bundles: Bundles) -> None:
 
 
 class Counting(http.server.ThreadingHTTPServer):
-    """Counts the files that it gave."""
-
     count = 0
 
 
@@ -404,9 +386,6 @@ def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:
             pdp.close()
 
 
-# --- a graph ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_a_graph_decided_by_a_real_opa(server: OpaServer, asynchronous: bool) -> None:
     """Three calls of one message run on a permit; of an undefined rule none does."""
@@ -419,8 +398,6 @@ def test_a_graph_decided_by_a_real_opa(server: OpaServer, asynchronous: bool) ->
     assert (codes, ran, statuses) == ([Code.PDP_UNDEFINED] * 3, [], ["error"] * 3)
     nowhere.close()
 
-
-# --- policies that fail -----------------------------------------------------------------------------
 
 # Other shapes are of `test_faults`.
 BROKEN = {

@@ -1,7 +1,5 @@
 """Next to LangSmith's tracing and OpenInference's instrumentation nothing doubles, and logs reach an OTLP receiver with their ids."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

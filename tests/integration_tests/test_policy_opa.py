@@ -1,7 +1,5 @@
 """Policies with Rego of their own: compiled, tested and served by a real OPA."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import subprocess

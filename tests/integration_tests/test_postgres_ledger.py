@@ -341,7 +341,6 @@ def login(dsn: str) -> Iterator[str]:
 
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
-    """A schema that a test may spoil."""
     with ledger_schema() as (_, name):
         yield name
 

@@ -48,8 +48,6 @@ class TestPostgresVersions(Versions):
 
 
 class DatabasePlace(Place):
-    """A schema of a database."""
-
     def __init__(self, database: Database, folder: Path) -> None:
         self.database, self.folder, self.where = database, folder, database.dsn
         self.named = ("--schema", database.schema)

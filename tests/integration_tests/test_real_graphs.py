@@ -14,13 +14,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
 
 @pytest.mark.parametrize("name", shapes.NEEDS_DEEPAGENTS)
 def test_unprotected(name: str) -> None:
-    """As for the other shapes."""
     unit.test_unprotected(name)
 
 
 @pytest.mark.parametrize("name", shapes.NEEDS_DEEPAGENTS)
 def test_permitted(name: str) -> None:
-    """As for the other shapes."""
     unit.test_permitted(name)
 
 

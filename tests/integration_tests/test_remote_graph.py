@@ -1,7 +1,5 @@
 """An agent of another server, over real HTTP: it takes its credential by header, and its own instance checks the chain."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

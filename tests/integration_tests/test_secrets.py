@@ -1,7 +1,5 @@
 """Where a token was minted, sent and verified, nothing secret is found in anything that a run leaves behind."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import dataclasses

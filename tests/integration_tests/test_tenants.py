@@ -1,7 +1,5 @@
 """Two tenants on one PostgreSQL whose threads, messages and calls bear the same names: nothing of one is the other's."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Iterator

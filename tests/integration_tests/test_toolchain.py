@@ -4,8 +4,6 @@ Three real services over HTTP. Behind the search tool lies its index, and its pr
 the agent search in the admin API instead.
 """
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

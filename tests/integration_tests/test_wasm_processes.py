@@ -19,7 +19,6 @@ DENIED = example_request({"context.lease.exp": 1})
 
 
 def ask(pdp: WasmPDP, request=REQUEST) -> Decision:
-    """One decision."""
     (decision,) = Evaluator(pdp, deadline=20).evaluate([request.to_json()])
     return decision
 

@@ -26,7 +26,6 @@ PERMIT: dict[str, Any] = {
 
 
 def by_opa(body: bytes) -> Decision | None:
-    """What `OpaPDP` makes of a body."""
     try:
         return opa._decision(*opa._opened(opa._Answer(body)._document))
     except PDPError:
@@ -34,7 +33,6 @@ def by_opa(body: bytes) -> Decision | None:
 
 
 def by_authzen(body: bytes) -> Decision | None:
-    """What `AuthzenPDP` makes of a body."""
     try:
         decision = authzen._decision(strict_json(body), "")
     except (ValueError, RecursionError):

@@ -4,8 +4,6 @@ Tools with generated schemas are called with generated arguments through each do
 is one tool and one message of `SETS` calls; `LRA_FUZZ` says how many sets of arguments in all.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import datetime as dt
@@ -49,9 +47,6 @@ tally: Counter[str] = Counter()
 def _say_how_many() -> Iterator[None]:
     yield
     print(f"\nsets of arguments: {dict(sorted(tally.items()))}")
-
-
-# --- schemas ----------------------------------------------------------------------------------------
 
 
 class Color(enum.Enum):
@@ -255,9 +250,6 @@ def arguments(draw: st.DrawFn, made: Made) -> dict[str, Any]:
     if not draw(st.integers(0, 3)):
         written[draw(st.sampled_from(["more", "runtime", "state", "call_id", "config", "A", "b"]))] = draw(junk)
     return written
-
-
-# --- doors ------------------------------------------------------------------------------------------
 
 
 def _permits(request: Any) -> bool:

@@ -1,7 +1,5 @@
 """Which call is which: equal ids, equal messages, other orders, equal names. What runs was permitted, as often as planned."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections import Counter
@@ -195,7 +193,6 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
         _go(way, graph, {"messages": [HumanMessage("go")]})
     wanted = Counter((r, c["name"], c["args"]["text"]) for r, c in zip(routes, plan, strict=False) if alike or r == "one")
     assert Counter(ran) == wanted
-
 
 
 @pytest.mark.parametrize("order", [[0, 1, 0, 1], [1, 1], [1, 0, 0, 1, 1]])

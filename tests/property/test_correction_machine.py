@@ -4,8 +4,6 @@ Whatever they do: no side effect under an epoch older than the task, none twice,
 ever the user's word. An answer in words is good for the call that asked, in the epoch that it opens. What may run is the test's own account (`good_in`), not the product's.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from contextlib import suppress

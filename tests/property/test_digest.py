@@ -1,7 +1,5 @@
 """What is decided is what runs: a value has one JSON form and one digest, or none."""
 
-from __future__ import annotations
-
 import array
 import collections
 import dataclasses
@@ -411,9 +409,6 @@ def test_abbreviations_tell_texts_apart(a: str, b: str) -> None:
     """Two different texts have two digests."""
     assume(a != b)
     assert abbreviate_strings(a + "x" * 10, 1) != abbreviate_strings(b + "x" * 10, 1)
-
-
-# --- a fingerprint of any object ---
 
 
 @MANY

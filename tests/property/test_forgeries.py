@@ -5,8 +5,6 @@ accepted when something is believed whose claims nobody signed. (An ECDSA signat
 as valid: the same claims in it are no forgery.)
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -168,8 +166,6 @@ def test_no_forged_proof_is_believed(capsys: pytest.CaptureFixture[str]) -> None
         print(f"\n{COUNT} forged proofs, {accepted} accepted, {refused} refused")
     assert accepted == 0 and refused >= COUNT * 0.9
 
-
-# --- what the issuer itself signed, whatever it says ---
 
 ISSUER = LocalIssuer(KEYS[0])
 VERIFIER = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks())

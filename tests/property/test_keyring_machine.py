@@ -35,7 +35,6 @@ class Ring(RuleBasedStateMachine):
 
     @rule()
     def refresh(self) -> None:
-        """The verifier fetches the key set."""
         self.copy, self.copied = self.ring.jwks(), self.now
 
     def _refresh(self) -> None:

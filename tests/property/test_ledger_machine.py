@@ -1,7 +1,5 @@
 """The reference of all ledgers against a simple model, over any sequence of commits; others are held against it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -206,9 +206,6 @@ def test_null_means_no_limit_only_where_it_is_documented() -> None:
         assert (not wrong_data(data)) == (path in NO_LIMIT), path
 
 
-# --- changes ------------------------------------------------------------------------------------------
-
-
 def _change(path: tuple[Any, ...], value: object) -> dict[str, Any]:
     """The smallest document that changes one member."""
     for key in reversed(path):

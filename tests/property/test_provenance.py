@@ -244,9 +244,6 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(output: Any, profile: Too
     assert parts[-1].rest is None
 
 
-# --- mutations: each normaliser, switched off or turned too far, is noticed ---------------------------
-
-
 def _pairs() -> list[tuple[Any, Any, bool]]:
     from tests.unit_tests.facts.test_normal_forms import DIFFERENT, SAME
 

@@ -1,7 +1,5 @@
 """Play the shapes and print their tables: `python -m tests.real_graphs [CONFIGURATION ...]`."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import warnings

@@ -1,7 +1,5 @@
 """What a caller sees of a graph: tokens, events, state, history and checkpoints, without ids and times."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping

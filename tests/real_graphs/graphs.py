@@ -1,7 +1,5 @@
 """The plain graphs by the names of their apps, as `runtime-authz init tests.real_graphs.graphs:NAME` takes them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A chat model that follows a script by what its prompt holds, so that a node may run again."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections import Counter

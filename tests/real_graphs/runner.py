@@ -1,7 +1,5 @@
 """Play a task of a shape under a configuration with a simulated user."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Mapping

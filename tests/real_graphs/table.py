@@ -1,7 +1,5 @@
 """The tables of the shapes, as Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args

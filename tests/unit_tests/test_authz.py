@@ -1,7 +1,5 @@
 """What `RuntimeAuthz` is made of: parts that are refused, and methods on either road."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The request keeps its written evolution rule."""
 
-from __future__ import annotations
-
 import json
 import types
 import typing
@@ -149,9 +147,6 @@ def at(path: tuple[str | int, ...]) -> Any:
     for step in path:
         value = value[step]
     return value
-
-
-# --- the request ---
 
 
 def test_the_fields_of_version_2_stand() -> None:

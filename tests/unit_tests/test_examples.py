@@ -1,7 +1,5 @@
 """The examples: each short, each runs offline, each shows something."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

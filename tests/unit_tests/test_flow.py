@@ -1,7 +1,5 @@
 """Async flows: one thread for effects that block in a row; cancelling loses nothing that was done."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

@@ -1,7 +1,5 @@
 """Metrics and log records: what is counted, and which ids a log record carries."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 from weakref import WeakKeyDictionary

@@ -1,7 +1,5 @@
 """The ready profiles: they load, claim nothing mild, fit the tools that are installed, and believe no others."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Iterator

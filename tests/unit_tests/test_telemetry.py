@@ -39,8 +39,6 @@ class Identity:
 
 
 class Run(SimpleNamespace):
-    """A run as its spans see it."""
-
     def __init__(self) -> None:
         super().__init__(
             scope=Scope("", "i", "g", "thread-1"), run_id="r-1", agent=("root", "payer"), span=None, parent=None,

@@ -59,9 +59,6 @@ def refused(source: Any) -> str:
     return str(caught.value)
 
 
-# --- loading ---
-
-
 def test_profiles_come_from_a_mapping_or_a_file(tmp_path: Path) -> None:
     """With the same meaning; a path may be text; nothing gives nothing."""
     text = """
@@ -208,11 +205,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [7, ["pay"], b"profiles.yaml", {7: {"effect": "read"}}, {None: READ}])
 def test_profiles_are_a_mapping_from_names(source: Any) -> None:
-    """Anything else is refused."""
     refused(source)
-
-
-# --- declaring in code ---
 
 
 def test_the_decorator_declares() -> None:
@@ -255,9 +248,6 @@ def test_data_in_metadata_declares_nothing(data: Any) -> None:
     """It may have come over the wire: such a tool stays unprofiled."""
     found = Profiles({}).of(make(**{METADATA_KEY: data, "readOnlyHint": True, "effect": "read"}))
     assert found == (UNPROFILED, False, "no profile")
-
-
-# --- pins ---
 
 
 def test_a_profile_is_for_the_tool_that_was_seen() -> None:
@@ -386,9 +376,6 @@ def test_without_a_digest_a_changed_tool_is_not_the_pinned_one() -> None:
     """A default that JSON cannot hold leaves a schema without a digest. Then only an equal tool keeps the profile."""
     held, schema = Profiles({"lookup": READ}), create_model("Args", limit=(float, float("nan")))
     assert [held.of(make(description=told, schema=schema)).declared for told in ("a", "a", "b")] == [True, True, False]
-
-
-# --- hints ---
 
 
 @pytest.mark.parametrize(("name", "metadata", "effect"), [

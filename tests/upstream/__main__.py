@@ -6,8 +6,6 @@ and unless each decision belongs to one execution, one unused ticket or a review
 there are some.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -8,8 +8,6 @@ Executions are not counted by the gates: a tool's where its ticket is redeemed, 
 node's where LangGraph calls it. A plugin that reaches nothing shows as nothing decided.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import inspect

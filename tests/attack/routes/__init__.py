@@ -12,8 +12,6 @@ assert outcome.closed
 ```
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Awaitable
@@ -93,15 +91,12 @@ class Kit:
         return self.authz is not None and layer in self.layers
 
     def tool(self, tool: BaseTool) -> BaseTool:
-        """A tool that the application holds."""
         return self.authz.guard(tool) if self.authz is not None and self.has("guard") else tool
 
     def tools(self, *tools: BaseTool) -> list[BaseTool]:
-        """Several of them."""
         return [self.tool(t) for t in tools]
 
     def tool_node(self, tools: Sequence[BaseTool], **options: Any) -> ToolNode:
-        """A tool node."""
         if self.authz is not None and self.has("tool_node"):
             return AuthzToolNode(tools, authz=self.authz, **options)
         return ToolNode(tools, **options)
@@ -116,7 +111,6 @@ class Kit:
         return [*others, *ours] if inner else [*ours, *others]
 
     def graph(self, graph: Any) -> Any:
-        """The finished graph."""
         return self.authz.protect(graph) if self.authz is not None and self.has("entry") else graph
 
 

@@ -1,7 +1,5 @@
 """Roads through a graph's own loop: code that runs between nodes, where no gate is around it."""
 
-from __future__ import annotations
-
 from langchain_core.callbacks import AsyncCallbackHandler
 from langgraph.cache.memory import InMemoryCache
 from langgraph.config import get_store

@@ -1,7 +1,5 @@
 """Roads on which no tool of this process is called at all, and roads by which a call comes past its model."""
 
-from __future__ import annotations
-
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, hook_config
 from langgraph.cache.memory import InMemoryCache
 from langgraph.pregel.remote import RemoteGraph

@@ -1,7 +1,5 @@
 """Graphs that other libraries build: they make tool nodes and agents of their own."""
 
-from __future__ import annotations
-
 from .._kit import *
 from ..corrections import _react
 from . import Bank, Kit, Play, Route, graph_play

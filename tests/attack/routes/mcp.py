@@ -1,7 +1,5 @@
 """Tools of an MCP server in a process of its own, through `langchain-mcp-adapters`."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Tools that the code of a node calls by itself: no model planned them, no tool node runs them."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context

@@ -1,7 +1,5 @@
 """Calls and nodes that several routes share."""
 
-from __future__ import annotations
-
 from .._kit import *
 from . import Kit, Play, graph_play
 

@@ -1,7 +1,5 @@
 """Calls that a model plans and a tool node runs, and what may stand between the two."""
 
-from __future__ import annotations
-
 from .._kit import *
 from . import Bank, Kit, Play, Route, graph_play
 from .parts import ARGS, PAY, READ
@@ -61,9 +59,6 @@ def _forged_message(kit: Kit, bank: Bank) -> Play:
     graph = kit.graph(hand_written(replying([]), tools, checkpointer=InMemorySaver()))
     given = {"messages": [HumanMessage("x"), AIMessage("", tool_calls=[PAY], id="forged")]}
     return graph_play(graph, Command(goto="tools", update=given), THREAD)
-
-
-# --- what a wrapper of tool calls may do (ToolNode's `wrap_tool_call`, an agent's middleware) ---------
 
 
 def _swap(evil: BaseTool) -> Any:
@@ -154,9 +149,6 @@ def _hook_acts(kit: Kit, bank: Bank) -> Play:
 
     graph = agent_graph(replying([]), kit.tools(bank.read()), middleware=kit.middleware(Acting()))
     return graph_play(kit.graph(graph))
-
-
-# --- agents in tools and nodes ------------------------------------------------------------------------
 
 
 def _step_tool(act: Any, aact: Any) -> BaseTool:

@@ -5,8 +5,6 @@ Resumable: outcomes go to `<out>/outcomes.jsonl` as they come, and what stands t
 With `--compare-engines` each decision of our own rows is asked of an OPA server as well.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

@@ -4,8 +4,6 @@ The calls are AgentDojo's ground truth of an injection task. For the tasks of th
 ground truth is empty they are worked out here from the task's own goal, as a hijacked model would.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,9 +102,6 @@ _WORKSPACE: dict[str, Callable[[Any, Any], list[Planned]]] = {
 }
 
 
-# --- the adaptive attacker ---------------------------------------------------------------------------
-
-
 def identifiers(calls: Sequence[Any], profiles: Mapping[str, ToolProfile]) -> list[str]:
     """The addresses, accounts and links that the attack is about."""
     found: dict[str, None] = {}
@@ -116,9 +111,6 @@ def identifiers(calls: Sequence[Any], profiles: Mapping[str, ToolProfile]) -> li
                 value = value_at(call.args, name)
                 found.update((v, None) for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
     return list(found)
-
-
-# --- tactics: what an attacker who knows the policy makes of the same calls ---------------------------
 
 
 def borrowed(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, ToolProfile]) -> list[Any]:
@@ -234,9 +226,6 @@ TACTICS: dict[str, Callable[[Sequence[Any], Sequence[Any], Mapping[str, ToolProf
 }
 PLANTING = ("adaptive", "plan-aware")
 """Attackers that put themselves where a system will show them, before the run."""
-
-
-# --- wordings ----------------------------------------------------------------------------------------
 
 
 def plain(wrapped: Texts) -> Texts:

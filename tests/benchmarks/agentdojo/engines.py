@@ -1,7 +1,5 @@
 """The same decisions by two engines: what the Wasm engine was asked, an OPA server is asked as well."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

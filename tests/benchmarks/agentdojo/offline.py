@@ -4,8 +4,6 @@
 attacker's calls it would cover. It takes seconds, so it is the first thing to run after a change of `mandate.call_matching`.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

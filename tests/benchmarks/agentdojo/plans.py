@@ -3,8 +3,6 @@
 They are an upper bound for a planner model: a person wrote them, from the user's words, the signatures and the profiles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from random import Random

@@ -3,8 +3,6 @@
 What a counterparty can write is read off the profiles: fields that the other side chose, and those that outsiders write. The records are found in any environment: those that a read returns, and the collections that hold them.
 """
 
-from __future__ import annotations
-
 import datetime
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,9 +59,6 @@ def plant_for(mandate: Mandate, env: Any, names: Sequence[str], tools: Sequence[
         if not profiles[step.tool].side_effect
         and (args := {k: v.value for k, v in step.args.items() if v.kind == "const"}).keys() >= _required(by_name[step.tool])
     ]
-
-
-# --- records and the collections that hold them --------------------------------------------------------
 
 
 def _collections(env: Any, tools: Sequence[Any], profiles: Profiles) -> Iterator[tuple[Collection, set[str]]]:
@@ -163,9 +158,6 @@ def _fulfilling(conditions: Sequence[Any]) -> Any:
     return next((c.value if isinstance(c, Eq) else getattr(c, "text", "") for c in conditions), "")
 
 
-# --- reads ---------------------------------------------------------------------------------------------
-
-
 def _required(tool: Any) -> set[str]:
     return {n for n, f in tool.parameters.model_fields.items() if f.is_required()}
 
@@ -173,9 +165,6 @@ def _required(tool: Any) -> set[str]:
 def _asked(tool: Any, name: str) -> Planned:
     """A read with the name for whatever it must be asked for."""
     return Planned(tool.name, dict.fromkeys(_required(tool), name))
-
-
-# --- what the suites' own systems do for an attacker, which no profile says ----------------------------
 
 
 def _stronger(env: Any, name: str) -> list[Planned]:

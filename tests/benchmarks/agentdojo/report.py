@@ -166,8 +166,6 @@ def said_of_engines(report: dict[str, Any]) -> str:
     )
 
 
-# --- docs/_generated ----------------------------------------------------------------------------------
-
 RESULTS = Path(__file__).parent / "results"
 _USUAL = {"attacker": "static", "order": "after", "wording": "important"}
 _PLAYED = ("static", *TACTICS)

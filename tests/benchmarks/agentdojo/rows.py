@@ -1,7 +1,5 @@
 """Who holds authority: from nothing, over tokens, to the mandate, and each part of the comparison removed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -136,9 +134,6 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("exact plan (oracle)", "exact plan"),
 )
-
-
-# --- ablation: each signal removed in turn -------------------------------------------------------------
 
 
 def _one_trust(profile: ToolProfile) -> ToolProfile:

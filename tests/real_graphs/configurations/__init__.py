@@ -1,7 +1,5 @@
 """How a graph is protected: data for the runner, nothing of the package."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache

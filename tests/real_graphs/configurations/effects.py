@@ -1,7 +1,5 @@
 """What a developer declares where an app acts without a tool: the app's functions, with `authz.effect` around them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 

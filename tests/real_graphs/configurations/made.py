@@ -1,7 +1,5 @@
 """What the commands write for a shape: `init` with the questions answered, and `learn` from a run of its tasks."""
 
-from __future__ import annotations
-
 import io
 import tempfile
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What an application that knows its workflow orders, by app and task. A task that is not named orders nothing."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The shapes: each app with its tasks, its attack and its outside."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import Final

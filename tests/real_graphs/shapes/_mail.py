@@ -1,7 +1,5 @@
 """What the two email assistants share: mails, and the outside that carries out what they send."""
 
-from __future__ import annotations
-
 import json
 
 CALENDAR = {"2026-12-01": "9:00 to 12:00"}

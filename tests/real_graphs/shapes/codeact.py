@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from ..apps import codeact as app
 from ..shape import Shape, Task, ends
 

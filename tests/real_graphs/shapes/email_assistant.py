@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from ..apps import email_assistant as app
 from ..apps import mail_tools
 from ..shape import Shape, Task

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from ..apps import inbox_hitl as app
 from ..apps import mail_tools
 from ..shape import Shape, Task

@@ -108,7 +108,6 @@ def test_all_records_share_a_head() -> None:
 
 
 def test_memory_keeps_the_last() -> None:
-    """The default sink is bounded."""
     sink = MemorySink(maxlen=2)
     assert isinstance(sink, AuditSink)
     for n in range(3):
@@ -421,7 +420,6 @@ def test_a_sink_goes_on_where_it_began(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_threads_share_a_sink(path: Path) -> None:
-    """Records of racing threads stand in one chain, each once."""
     sink = FileSink(path)
 
     def work(name: int) -> None:

@@ -1,7 +1,5 @@
 """Contents sealed to an auditor: nobody else reads them, and everything else works as without contents."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """A decision in words: for the developer, never for the model."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

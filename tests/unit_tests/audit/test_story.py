@@ -98,8 +98,6 @@ def test_a_long_story_keeps_the_newest_and_counts_all() -> None:
     assert "5000, the newest 100 are shown" in "\n".join(story.heading())
 
 
-# --- hostile input --------------------------------------------------------------------------------------
-
 HOSTILE = [
     "\x1b[2J\x1b]0;owned\x07", "\u202egnp.exe", "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>',
     "\ud800", "a\nb\r\x00", "</pre></table>", "x" * 10_000_000, "＜b＞漢字" * 60, "javascript:alert(1)", "{{7*7}}",
@@ -201,9 +199,6 @@ def test_the_page_may_load_nothing() -> None:
     assert "unsafe" not in text.partition("</head>")[0].partition("<style>")[0]
     assert text.count("<script>") == text.count("<style>") == 1
     assert "http" not in text.replace("http-equiv", "")
-
-
-# --- notebooks ----------------------------------------------------------------------------------------------
 
 
 def test_notebooks_show_runs_decisions_and_logs(tmp_path: Any) -> None:

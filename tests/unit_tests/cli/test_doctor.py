@@ -1,7 +1,5 @@
 """`runtime-authz doctor`: each line is true, a failing line says what to do, and nothing is changed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`runtime-authz init` and `learn`: from a graph, and from recorded runs, to a file that a person reviews."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """`--json`: what a command says, for programs; the exit code stays the same."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

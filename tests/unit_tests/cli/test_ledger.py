@@ -82,7 +82,6 @@ def test_a_ledger_that_lacks_a_table_is_refused_in_one_sentence(file: str, comma
 
 
 def test_a_downgrade_asks_first(file: str) -> None:
-    """And does nothing without a yes."""
     ledger("migrate", file)
     refused = ledger("downgrade", file, "--to", "0", input="n\n")
     assert (refused.exit_code, "Drop what versions 1 to" in refused.output) == (1, True)

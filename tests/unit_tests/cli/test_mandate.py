@@ -1,7 +1,5 @@
 """`runtime-authz mandate`: what is understood of a text, and what is wrong with a mandate in a file."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """`runtime-authz profile`: what is proposed, what is checked, and that neither makes a tool less risky."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date

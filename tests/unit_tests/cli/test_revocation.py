@@ -1,7 +1,5 @@
 """`runtime-authz revoke | reinstate` on a ledger that other processes use."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

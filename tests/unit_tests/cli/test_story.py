@@ -137,9 +137,6 @@ def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
     assert "empty.jsonl has no record of any thread\n" in wide("report", empty, "-o", page).stderr
 
 
-# --- evidence packs -----------------------------------------------------------------------------------------
-
-
 def packed(log: Path, path: Path) -> Path:
     done = wide("audit", "pack", "--audit", log, "-o", path)
     assert done.exit_code == 0, done.output

@@ -1,7 +1,5 @@
 """What a static look at a node's code sees: effects by kind, through helpers and closures, and never "none"."""
 
-from __future__ import annotations
-
 import json
 import os
 import smtplib

@@ -1,7 +1,5 @@
 """What coverage names: by layer, or why not; and that a secret is named by its place only."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from functools import partial

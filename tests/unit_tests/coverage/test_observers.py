@@ -1,7 +1,5 @@
 """`AuthzCallbackHandler` writes down what runs outside the gates, and stops nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from typing import Any
@@ -30,7 +28,6 @@ def look(path: str) -> str:
 
 
 def graph_of(name: str, act: Any) -> Any:
-    """A graph of one node."""
     return node_graph(lambda _: [act(), {"messages": [AIMessage("done")]}][1], name=name)
 
 
@@ -102,7 +99,6 @@ class Broken:
     content = False
 
     def write(self, record: dict[str, Any]) -> None:
-        """Fail."""
         raise AuditError("audit_unavailable")
 
 

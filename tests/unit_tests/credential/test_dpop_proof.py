@@ -1,7 +1,5 @@
 """DPoP proofs (RFC 9449): the RFC's own, ours, and everything that is not exactly one."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """The examples of the RFCs: signatures that are right are right, and what is not ours is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

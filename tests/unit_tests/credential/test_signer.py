@@ -1,7 +1,5 @@
 """Signing keys: what they are named by, and that they stay where they are."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Tickets: one call, one run of it, one token per audience, nothing afterwards."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json
@@ -66,7 +64,6 @@ def test_a_ticket_is_redeemed_once() -> None:
 
 
 def test_one_of_many_threads_redeems() -> None:
-    """Of racing threads exactly one starts the tool."""
     ticket, won, start = a_ticket(), [], threading.Barrier(8)
 
     def race() -> None:

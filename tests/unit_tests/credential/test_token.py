@@ -1,7 +1,5 @@
 """Tokens: what is issued, what is believed, and what never leaks."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

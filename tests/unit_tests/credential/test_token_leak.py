@@ -1,7 +1,5 @@
 """The search of a tool's output for the tokens of its call."""
 
-from __future__ import annotations
-
 import base64
 import json
 import pickle

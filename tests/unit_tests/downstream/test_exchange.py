@@ -1,7 +1,5 @@
 """A service's own token for the user's: exchanged once in a run, for one service, and void with the task."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """The shared HTTP client: whose token goes where, and what is exchanged for what."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 from typing import Any
@@ -361,8 +359,6 @@ def test_under_is_a_matter_of_path_segments(url: str, place: str, under: bool) -
     """Not of text: `/xy` is not below `/x`, and dot segments are below nothing."""
     assert is_under(url, place) is under
 
-
-# --- exchange --------------------------------------------------------------------------------------------
 
 ISSUED = {"access_token": "opaque-" + "x" * 40, "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60}
 

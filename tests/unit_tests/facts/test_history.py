@@ -1,7 +1,5 @@
 """Which agent can know data of which class."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

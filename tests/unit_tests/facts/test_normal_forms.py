@@ -106,9 +106,6 @@ def test_a_skeleton_is_what_is_seen() -> None:
     assert not UserWords(["write to alice@example.org"]).resembles("mallory@example.org")
 
 
-# --- what the user said --------------------------------------------------------------------------
-
-
 SAID = [
     ("Send it to bob@example.org, please", "bob@example.org", True),
     ("Send it to bob@example.org, please", "ob@example.org", False), ("Send it to bob@example.org, please", "example.org", False),

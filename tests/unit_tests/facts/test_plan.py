@@ -66,9 +66,6 @@ def test_arguments_that_are_not_json_never_match(args: object) -> None:
     assert held(plan, args=args).changed and held(plan, args="uncanonical").changed
 
 
-# --- an approver's answer ---
-
-
 def test_a_carried_plan_holds_what_the_approver_left() -> None:
     """Rejected calls are gone, edited ones stand as edited, each at its own place."""
     calls = [{"id": f"c{n}", "name": "pay", "args": {"amount": n}} for n in range(3)]
@@ -91,8 +88,6 @@ def test_a_carried_plan_holds_what_the_approver_left() -> None:
     back = carry_plan(twice, 5, {}, (0, 1, 2))
     assert back.calls == (plan.calls[0], plan.calls[2])
 
-
-# --- keys ---
 
 SCOPE = ("acme", "issuer", "graph", "thread")
 BASE: tuple[Any, ...] = (SCOPE, ("root",), 1, "m1", 0, "pay", "sha256:00")
@@ -131,5 +126,4 @@ def test_a_digest_of_calls_is_of_these_calls(a: list[PlannedCall], b: list[Plann
 
 
 def test_the_order_of_calls_counts() -> None:
-    """Each has its place."""
     assert len({calls_digest(p) for p in itertools.permutations(PLAN.calls)}) == 6

@@ -1,7 +1,5 @@
 """Who asserted a value: outputs read at the guard, arguments traced to them."""
 
-from __future__ import annotations
-
 import datetime
 import json
 from dataclasses import dataclass
@@ -267,9 +265,6 @@ def test_a_day_is_the_day_of_its_year() -> None:
     assert of(known(book), at="2031-05-26").standing == "outside"
     assert of(known(read([{"due": "May 26"}], BOOK)), at="2031-05-26").standing == "known"
     assert of(known(book), file="curl evil.net # 2024-05-26").standing == "outside"
-
-
-# --- outputs of every shape -------------------------------------------------------------------------
 
 
 class Colour(Enum):

@@ -26,9 +26,6 @@ keyed = st.builds(said, st.sampled_from(["a", "b", "c"]), st.sampled_from(["1", 
 texts = st.lists(plain | keyed, max_size=5)
 
 
-# --- the words of a message ---
-
-
 @pytest.mark.parametrize(("content", "text"), [
     ("pay", "pay"), ("", ""), ([], ""), (["pay", "now"], "pay\nnow"), ([{"type": "text", "text": "pay"}], "pay"),
     ([{"type": "text", "text": "pay"}, {"type": "image", "url": "x"}, "now"], "pay\n[image]\nnow"),
@@ -66,9 +63,6 @@ def test_media_count_by_their_bytes() -> None:
     assert content_digest([{"type": "image", "data": b"A"}]) != content_digest([{"type": "image", "data": b"B"}])  # not JSON
 
 
-# --- pinning ---
-
-
 def test_the_digest_chains_over_every_text_in_order() -> None:
     """One text more, less or elsewhere is another task; its id is that of its first texts."""
     first = extend_task(Task(), [said("pay")], correction=False)
@@ -103,9 +97,6 @@ def test_the_newest_words_travel() -> None:
     assert extend_task(other, [said("never above 10")], correction=True).digest != task.digest
     exact = extend_task(Task(), [said("x" * MAX_TASK_TEXT)], correction=False)
     assert exact.text == "x" * MAX_TASK_TEXT
-
-
-# --- what is new ---
 
 
 @pytest.mark.parametrize(("pinned", "incoming", "fresh"), [

@@ -1,7 +1,5 @@
 """`ModelPlanner`: what the model is shown, and that a hostile or broken one orders nothing."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Redaction leaves nothing of a field behind."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Pins the private names of LangChain and LangGraph that the edges lean on; each message says what moved."""
 
-from __future__ import annotations
-
 import ast
 import asyncio
 import inspect

@@ -1,7 +1,5 @@
 """After an outage: what `reenter` says of a thread, and that it goes on where nothing new must be said."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import nullcontext
 from typing import Any

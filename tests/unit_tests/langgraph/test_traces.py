@@ -1,7 +1,5 @@
 """One entry is one trace: parents, links and events through every way in which a graph runs."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

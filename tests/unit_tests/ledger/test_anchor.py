@@ -34,7 +34,6 @@ class House:
         )
 
     def work(self, authz: RuntimeAuthz | None = None, thread: str = "t") -> RuntimeAuthz:
-        """One permitted payment on a thread."""
         authz = authz or self.start()
         with authz.session(subject="alice", task="pay", thread=thread) as session:
             args = {"ledger": {"ledger": "forged", "position": 1, "nonce": "x"}}

@@ -10,8 +10,6 @@ from tests.unit_tests.ledger.restoring import APP, Place, Restoring, paid, stop
 
 
 class FilePlace(Place):
-    """A file."""
-
     def __init__(self, folder: Path) -> None:
         self.folder, self.where = folder, str(folder / "ledger.db")
 

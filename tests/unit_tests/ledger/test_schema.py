@@ -31,8 +31,6 @@ DAY = 86400
 
 
 class SqliteStore(Store):
-    """A file of its own."""
-
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -56,14 +54,9 @@ def path(tmp_path: Path) -> Path:
 
 
 class TestSqliteVersions(Versions):
-    """On a file."""
-
     @pytest.fixture
     def store(self, path: Path) -> SqliteStore:
         return SqliteStore(path)
-
-
-# --- retention ---
 
 
 def aged(path: Path, clock: FrozenClock) -> SqliteLedger:

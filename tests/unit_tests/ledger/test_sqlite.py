@@ -58,7 +58,6 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    """One, in a folder of its own."""
     made = House(tmp_path / "ledger.db")
     yield made
     made.ledger.close()
@@ -69,9 +68,6 @@ def code(ask: Callable[[], object]) -> str:
     with pytest.raises(LedgerError) as caught:
         ask()
     return caught.value.code
-
-
-# --- what befalls a ledger while a run uses it ---
 
 
 def test_a_ledger_that_is_gone_denies_until_it_is_back(house: House) -> None:
@@ -208,9 +204,6 @@ def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: py
     with SqliteLedger(tmp_path / "ledger.db") as ledger, ledger._reading("") as one, ledger._reading("") as two:
         for tx in (one, two):
             assert tx.batch([("PRAGMA synchronous", ()), ("PRAGMA journal_mode", ())]) == [[(2,)], [("wal",)]]
-
-
-# --- what a ledger finds when it is opened ---
 
 
 def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Migrations and two package versions on one ledger: the tests that each SQL store passes."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any

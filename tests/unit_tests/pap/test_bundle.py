@@ -1,7 +1,5 @@
 """A bundle is read whole and verified, or not at all."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

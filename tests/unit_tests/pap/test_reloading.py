@@ -316,9 +316,6 @@ def test_what_stands_before_a_policy_hides_none_of_it(
     assert not ask(pdp).permit  # closed with it
 
 
-# --- the highest revision, over restarts ------------------------------------------------------------
-
-
 def start(source: Path, **options: object) -> str:
     """The revision that a process started now would decide by."""
     pdp = ReloadingPDP(source, **{"poll": 3600, "pool_size": 1, **options})  # type: ignore[arg-type]

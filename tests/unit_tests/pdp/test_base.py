@@ -1,7 +1,5 @@
 """`Evaluator` is total, and only a well-formed permit that came in time permits."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import threading
@@ -47,11 +45,9 @@ class AsyncPDP:
         self._answer = answer
 
     def evaluate(self, body: bytes) -> object:
-        """Not asked here."""
         raise NotImplementedError
 
     async def aevaluate(self, body: bytes) -> object:
-        """The test's own coroutine."""
         return await self._answer()
 
 
@@ -99,8 +95,6 @@ def test_an_engine_that_is_down_does_not_fill_the_log(caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> None:
-    """Interrupts and cancellation pass through."""
-
     def stop(_: EvaluationRequest) -> object:
         raise error
 
@@ -295,13 +289,11 @@ def test_a_token_is_not_sent_in_the_clear_to_a_proxy() -> None:
 
 @pytest.mark.parametrize("deadline", [0, -1, float("inf"), float("nan")])
 def test_a_deadline_is_finite(deadline: float) -> None:
-    """No deadline at all can not be asked for."""
     with pytest.raises(ConfigError):
         Evaluator(StaticPDP(True), deadline=deadline)
 
 
 def test_a_pdp_has_the_four_members() -> None:
-    """What is no PDP is refused at construction."""
     with pytest.raises(ConfigError, match="aevaluate"):
         Evaluator(object())  # type: ignore[arg-type]
 

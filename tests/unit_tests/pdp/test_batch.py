@@ -1,7 +1,5 @@
 """The calls of a message in one question: each keeps its own answer, and nothing else permits."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Sequence
@@ -31,23 +29,19 @@ class Batch:
         self.asked: list[int] = []
 
     def evaluate(self, body: bytes) -> object:
-        """One alone."""
         self.asked.append(1)
         return PERMIT
 
     async def aevaluate(self, body: bytes) -> object:
-        """One alone."""
         return self.evaluate(body)
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Any:
-        """The answers, or the exception."""
         self.asked.append(len(bodies))
         if isinstance(self.answers, BaseException):
             raise self.answers
         return self.answers
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Any:
-        """The answers, or the exception."""
         return self.evaluate_batch(bodies)
 
 
@@ -93,7 +87,6 @@ def test_what_is_raised_denies_all(error: BaseException, code: Code, caplog: pyt
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> None:
-    """Interrupts and cancellation pass through."""
     with pytest.raises(error):
         Evaluator(Batch(error())).evaluate([REQUEST.to_json()] * 2)
 
@@ -111,7 +104,6 @@ def test_what_can_not_be_asked_is_left_out() -> None:
 
 
 def test_a_single_request_is_asked_alone() -> None:
-    """A batch of one is none."""
     pdp = Batch(RuntimeError())
     assert decide(pdp, [REQUEST])[0].permit and decide(pdp, []) == []
 

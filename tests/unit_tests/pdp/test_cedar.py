@@ -32,7 +32,6 @@ ALL = "permit (principal, action, resource);"
 
 
 def ask(pdp: CedarPDP, overrides: dict[str, object] | None = None) -> Decision:
-    """One decision."""
     (decision,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     return decision
 
@@ -44,7 +43,6 @@ def asking(approvers: dict[str, object]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sample() -> CedarPDP:
-    """The shipped sample."""
     return CedarPDP()
 
 

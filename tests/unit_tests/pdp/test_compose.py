@@ -1,7 +1,5 @@
 """PDPs made of PDPs: none of them permits what the real ones do not."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging
@@ -28,14 +26,11 @@ HIDE = {"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}
 
 
 def says(decision: bool, *obligations: dict[str, Any], code: str = "", name: str = "static", ttl: int = 0) -> StaticPDP:
-    """A PDP with one answer."""
     context = {"obligations": list(obligations), "reasons": [{"code": code}] if code else [], "ttl": ttl}
     return StaticPDP(lambda _: {"decision": decision, "context": context}, name=name)
 
 
 def fails(error: BaseException, name: str = "static") -> StaticPDP:
-    """A PDP that raises."""
-
     def answer(_: Any) -> object:
         raise error
 
@@ -126,9 +121,6 @@ def test_deny_overrides_needs_several_names(pdps: list[StaticPDP]) -> None:
     """Fewer than two, or two of one name, are refused."""
     with pytest.raises(ConfigError):
         DenyOverrides(*pdps)
-
-
-# --- candidate --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -230,9 +222,6 @@ def test_one_that_is_forgotten_ends_its_thread() -> None:
     until(lambda: threading.active_count() <= before)
 
 
-# --- breaker ----------------------------------------------------------------------------------------
-
-
 class Switch:
     """A PDP that a test breaks and mends."""
 
@@ -243,14 +232,12 @@ class Switch:
         self.asked = 0
 
     def evaluate(self, body: bytes) -> object:
-        """The answer, or the exception."""
         self.asked += 1
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
 
     async def aevaluate(self, body: bytes) -> object:
-        """The same."""
         return self.evaluate(body)
 
 

@@ -1,7 +1,5 @@
 """The shipped policy as users get it, and a `WasmPDP` that refuses what it can not run."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -9,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wasmtime
@@ -41,7 +40,6 @@ def pdp() -> Iterator[WasmPDP]:
 
 
 def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision:
-    """The decision on the example request with these fields replaced."""
     (decision,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     assert decision.failure is None
     return decision
@@ -54,9 +52,6 @@ def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None =
         return ask(pdp, overrides)
     finally:
         pdp.close()
-
-
-# --- the shipped policy ---------------------------------------------------------------------------
 
 
 def test_the_example_is_permitted(pdp: WasmPDP) -> None:
@@ -77,7 +72,6 @@ def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:
 
 
 def test_text_of_the_request_is_never_echoed(pdp: WasmPDP) -> None:
-    """Hostile names reach no answer."""
     nasty = 'x" \\ \u2028 %v'
     request = example_request({"resource.id": nasty, "resource.properties.effect": nasty, GRANT: None})
     assert nasty not in str(pdp.document(request.to_json()))
@@ -96,9 +90,6 @@ def test_too_deep_an_input_stops_that_evaluation_only(pdp: WasmPDP) -> None:
     with pytest.raises(PolicyFailed):
         pdp.document(b"[" * 100_000)
     assert ask(pdp).permit
-
-
-# --- data -----------------------------------------------------------------------------------------
 
 
 def test_data_steers_the_policy() -> None:
@@ -145,25 +136,6 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
     data["effects"]["write"] = "permit"
     assert [ask(pdp).outcome for _ in range(4)] == ["deny"] * 4
     pdp.close()
-
-
-@pytest.mark.parametrize(("data", "says"), [
-    ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
-    ({"whatever": {}}, "`whatever`; it has: "), ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
-    ({"rates": float("inf")}, "no exact JSON form"), ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
-    ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
-    ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
-    ({"rates": {1, 2}}, "no exact JSON form"), ([], "must be an object, not list"),
-    ({DATA_ROOT: []}, "must be an object, not list"), ("data.json", "must be an object, not str"),
-], ids=shown)
-def test_wrong_data_is_refused(data: object, says: str) -> None:
-    """Wrong data is a `ConfigError` that names the fault."""
-    with pytest.raises(ConfigError) as caught:
-        WasmPDP(data=data)  # type: ignore[arg-type]
-    assert caught.value.code == Code.POLICY_INVALID and says in str(caught.value)
-
-
-# --- the module -----------------------------------------------------------------------------------
 
 
 def opa_module(
@@ -221,7 +193,16 @@ def test_an_answer_that_is_no_decision_denies(result: str, code: Code) -> None:
     pdp.close()
 
 
-@pytest.mark.parametrize(("wasm", "entrypoint", "says"), [
+WRONG: list[tuple[object, str]] = [
+    ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
+    ({"whatever": {}}, "`whatever`; it has: "), ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
+    ({"rates": float("inf")}, "no exact JSON form"), ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
+    ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
+    ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
+    ({"rates": {1, 2}}, "no exact JSON form"), ([], "must be an object, not list"),
+    ({DATA_ROOT: []}, "must be an object, not list"), ("data.json", "must be an object, not str"),
+]
+NO_POLICY: list[tuple[str | bytes, str, str]] = [
     ("absent.wasm", "a/b", "`absent.wasm` cannot be read"),
     (b"", "a/b", "not a policy compiled by"),
     (b"package x", "a/b", "not a policy compiled by"),
@@ -231,16 +212,21 @@ def test_an_answer_that_is_no_decision_denies(result: str, code: Code) -> None:
     (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
     (opa_module(result="tru"), "a/b", "cannot be evaluated"),
     (opa_module(result="{}"), "a/b", "cannot be evaluated"),
-], ids=shown)
-def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: str) -> None:
-    """A missing file, another format, another rule and host functions are told apart."""
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    *(({"data": data}, says) for data, says in WRONG),
+    *(({"wasm": wasm, "entrypoint": rule}, says) for wasm, rule, says in NO_POLICY),
+], ids=shown)  # fmt: skip
+def test_what_can_not_be_used_is_refused(arguments: dict[str, Any], says: str) -> None:
+    """Data, a file, a format, a rule and host functions are told apart."""
     with pytest.raises(ConfigError) as caught:
-        WasmPDP(wasm=wasm, entrypoint=entrypoint)
+        WasmPDP(**arguments)
     assert caught.value.code == Code.POLICY_INVALID and says in str(caught.value)
 
 
 def test_a_refused_policy_leaves_no_thread() -> None:
-    """A construction that fails leaves nothing running."""
     before = set(threading.enumerate())
     for arguments in (
         {"wasm": opa_module()}, {"data": {"x": 1}}, {"wasm": opa_module(builtins='{"sprintf": 0}')},

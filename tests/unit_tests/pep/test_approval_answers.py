@@ -1,7 +1,5 @@
 """A resume value answers exactly what was asked, or it is malformed; it never approves by accident."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any

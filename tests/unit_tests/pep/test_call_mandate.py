@@ -1,7 +1,5 @@
 """What the enforcement point tells the mandate of calls and their outputs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """What the policy is told of a call that was made before, and which conflicts are decided again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

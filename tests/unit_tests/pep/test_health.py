@@ -1,7 +1,5 @@
 """Health names what is down, in time, and takes no part along; alarms name metrics that exist."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

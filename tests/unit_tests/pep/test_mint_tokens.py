@@ -1,7 +1,5 @@
 """An issuer in another process: asked over its own road, verified, and never waited for by the event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

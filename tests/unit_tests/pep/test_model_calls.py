@@ -1,7 +1,5 @@
 """What a model is shown is read as what it is: the agent's own tools, or ones that the provider runs."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """An obligation is understood to the last property, or not at all."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

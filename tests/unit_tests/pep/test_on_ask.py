@@ -1,7 +1,5 @@
 """Questions that are answered in the process that asks, and subjects for runs without one."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable

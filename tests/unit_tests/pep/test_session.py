@@ -1,7 +1,5 @@
 """A session: decide, run the tool, observe; without LangGraph, under the same rules."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """A service that takes a provider's tokens, its metadata (RFC 9728), and logouts at the provider."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -147,8 +145,6 @@ def test_metadata_that_cannot_be_served(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ResourceMetadata(**{"resource": BANK, "authorization_servers": [IDP], **options})
 
-
-# --- logout ----------------------------------------------------------------------------------------------
 
 EVENTS = {"http://schemas.openid.net/event/backchannel-logout": {}}
 

@@ -1,7 +1,5 @@
 """A service's side, without sockets: what is answered to whom, and that it stays up."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json

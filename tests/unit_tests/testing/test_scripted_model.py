@@ -1,7 +1,5 @@
 """The scripted chat model plays its script, and nothing but its script."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
