@@ -95,8 +95,8 @@ _BEHIND: Final = "courtesy", "text", "told_more", "it", "read", "given", "more",
 class Known(NamedTuple):
     """Words of the tools: names, verbs, and whether a text may be dictated."""
 
-    nouns: Collection[str] = frozenset()
-    verbs: Collection[str] = frozenset()
+    nouns: frozenset[str] = frozenset()
+    verbs: frozenset[str] = frozenset()
     told: bool = False
 
 
@@ -152,13 +152,9 @@ def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -
     return said.union(*((f"{word}s", word.removesuffix("s")) for word in said)) - {verb.lower()}
 
 
+@lru_cache(maxsize=256)
 def _read(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
-    return _read_once(text, known._replace(nouns=frozenset(known.nouns), verbs=frozenset(known.verbs)))
-
-
-@lru_cache(maxsize=256)
-def _read_once(text: str, known: Known) -> tuple[str, Spans]:
     codes, spans, end, low = "", list[tuple[int, int]](), 0, _lower(text)
     while match := _TOKEN.search(low, end):
         kind, (start, end) = (match.lastgroup or "").removesuffix("_"), match.span()

@@ -146,7 +146,7 @@ class Placing:
                 return placed + before, None
         return [], why
 
-    def unplaced(self, reads: Iterable[str], verbs: Collection[str]) -> str | None:
+    def unplaced(self, reads: Iterable[str], verbs: frozenset[str]) -> str | None:
         """Return why no sentence orders a step without values but with `reads`, or None."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         newest = self.words.newest
@@ -155,7 +155,7 @@ class Placing:
         doubts = [self._doubt(*at, verbs) for at in sentences]
         return None if None in doubts else next(reversed(doubts), "the user's words order nothing")
 
-    def order_to(self, verbs: Collection[str]) -> bool:
+    def order_to(self, verbs: frozenset[str]) -> bool:
         """Return True if a sentence of the newest messages orders by one of `verbs`."""
         known = self.known._replace(verbs=verbs)
         return any(says("verb", self._said(at), known) and self._doubt(*at, verbs) is None for at in self._newest())
@@ -258,7 +258,7 @@ class Placing:
         segments = self.words.segments
         return [(n, s) for n in range(self.words.newest, len(segments)) for s in range(len(segments[n].starts))]
 
-    def _doubt(self, n: int, sentence: int, verbs: Collection[str], placed: Sequence[BackedPlace] = ()) -> str | None:
+    def _doubt(self, n: int, sentence: int, verbs: frozenset[str], placed: Sequence[BackedPlace] = ()) -> str | None:
         """Return why a sentence may not order a step, or None.
 
         The lines of a list count with what is before them. "It's T-5. Close it" counts as one sentence.

@@ -41,7 +41,7 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
 
 def test_the_examples_of_the_grammar_follow_their_rules() -> None:
     """The comment above a rule quotes words that follow it, and behind "not" words that do not."""
-    comment, checked, known = "", 0, Known(nouns={"priority"}, verbs={"pay", "assign"})
+    comment, checked, known = "", 0, Known(nouns=frozenset({"priority"}), verbs=frozenset({"pay", "assign"}))
     for line in (Path(plain_orders.__file__).parent / "languages" / "orders.grammar").read_text(encoding="utf-8").splitlines():
         if " = " in line and not line.startswith("#"):
             for n, examples in enumerate(comment.split(": not ")):
@@ -77,7 +77,7 @@ def test_a_number_has_the_unit_of_time_that_its_argument_says(text: str, runs: b
 ])  # fmt: skip
 def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
     said = text.replace("V", "\ue000").replace(" 4", " \ue000")
-    assert (unclear(said, [[(said.index("\ue000"), said.index("\ue000") + 1)]], Known(verbs={"pay"})) is None) is plain
+    assert (unclear(said, [[(said.index("\ue000"), said.index("\ue000") + 1)]], Known(verbs=frozenset({"pay"}))) is None) is plain
 
 
 @pytest.mark.parametrize(("text", "nothing"), [
@@ -85,4 +85,4 @@ def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
     ("Really?", False), ("I take it back.", False), ("Check it with Tom.", False), ("Thanks 🙏", True), ("Thanks 🙄", False),
 ])  # fmt: skip
 def test_a_sentence_changes_nothing(text: str, nothing: bool) -> None:
-    assert changes_nothing(text, Known(verbs={"pay"})) is nothing
+    assert changes_nothing(text, Known(verbs=frozenset({"pay"}))) is nothing
