@@ -157,7 +157,7 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
     rf"(?:([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])|([^\W\d_]+(?:-[^\W\d_]+)?))",
     re.IGNORECASE,
 )
-DIRECTIONS: Final = {word: way for way in ("from", "to") for said in _PHRASES[way].values() for word in said}
+DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 _SHORT: Final = 60
 _NAME: Final = 2  # words of a name
@@ -191,12 +191,13 @@ def stated_text(text: str) -> str:
 
 
 def leading(text: str) -> tuple[str, str]:
-    """Return the last word before a value, and "from", "to" or "".
+    """Return the last word before a value, and "from", "until", "to" or "".
 
-    "Move it from the account" has the last word "account", and "from".
+    "Move it from the account" has the last word "account", and "from". "Bis zum" is "until".
     """
     words = [word.lower() for word in _LEADING.findall(re.split(r"[,;:.!?\n，；：。！？]", text)[-1])[-4:]]
-    return (words or [""])[-1], next((DIRECTIONS[word] for word in reversed(words) if word in DIRECTIONS), "")
+    ways = [DIRECTIONS[word] for word in reversed(words) if word in DIRECTIONS]
+    return (words or [""])[-1], "until" if "until" in ways[:2] else next(iter(ways), "")
 
 
 class Place(NamedTuple):

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import mask_spans
-from langchain_runtime_authz.mandate.languages import singular, words_of
+from langchain_runtime_authz.mandate.languages import languages, singular, words_of
 from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import (
@@ -32,8 +32,7 @@ RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
 _BRACKETS: Final = frozenset("()-\u2013\u2014\u2026")
 _LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
-_SOURCE: Final = frozenset(("from", "source", "origin", "sender", "src"))  # words of an argument's name
-_TARGET: Final = frozenset(("to", "target", "destination", "recipient", "payee", "receiver", "dest", "dst"))
+_ROLES: Final = {"givers": ("to", "until"), "goals": ("from", "until"), "ends": ("from",)}  # directions that they never have
 
 
 class NeededValue(NamedTuple):
@@ -360,11 +359,12 @@ class Placing:
         names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
         for claim in (c for c in placed if c.need.owner in names and not c.need.dictated):
             owner, (n, at, _) = claim.need.owner, claim.place
-            word, direction = leading(self._masked[n][:at].rpartition(VALUE)[2])
-            other = "to" if names[owner] & _SOURCE else "from" if names[owner] & _TARGET else None
+            word, direction = leading(re.split(f"[{VALUE}{WHEN}]", self._masked[n][:at])[-1])
+            roles = [role for role in _ROLES if any(names[owner] & {*one.data[role]} for one in languages())]
             named = [name for name, words in names.items() if singular(word) in words]
             labelled = named and owner not in named and word not in DIRECTIONS and word not in claim.need.verbs
-            if labelled or direction == other:
+            other = any(direction in _ROLES[role] for role in roles) or (direction == "until" and "ends" not in roles)
+            if labelled or other:
                 return owner
         return None
 
