@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, Known, pronoun_in, says
+from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, PERIODS, Known, pronoun_in, says
 
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
@@ -29,20 +30,22 @@ _QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
 _TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
 _END_TAG: Final = lazy(r"</([A-Za-z][\w\-]*)>")
 LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
+_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
+
+
+def _any(name: str) -> str:
+    """Return a regular expression for the phrases of `name` in all languages."""
+    return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
+
+
 # A line that is quoted, a heading, a row of a table or a call in code; a horizontal rule; a line that begins a forwarded
 # message, or looks like the header of a mail.
 _MARK: Final = lazy(
-    r"""^[ \t]*(?:
-    (?P<quote>>|\#{1,6}[ ]|\|(?=[^\n]*\|[ \t]*$)|[A-Za-z_][\w.]*\((?=[^\n]*\)[ \t]*;?[ \t]*$))
-    |(?P<rule>([-=*_])\3{2,}[ \t]*$)
-    |(?P<forward>[*\-_=]*[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
-        |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
-        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,}[ ]wrote[ ]?:[ \t]*$|am[ ](?=[^\n]*:[ \t]*$)[^\n]{4,}[ ]schrieb[ ]
-        |le[ ][^\n]{4,}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,}[ ]escribió[ ]?:[ \t]*$)
-    |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
-        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]*:)
-    )[^\n]*\n?""",
-    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+    r"^[ \t]*(?:(?P<quote>>|#{1,6} |\|(?=[^\n]*\|[ \t]*$)|[A-Za-z_][\w.]*\((?=[^\n]*\)[ \t]*;?[ \t]*$))"
+    rf"|(?P<rule>([-=*_])\3{{2,}}[ \t]*$)|(?P<forward>{_any('forwarded')})"
+    rf"|(?P<header>\*{{0,2}}(?:(?P<sender>{_any('sender')})|(?P<subject>{_any('subject')})|{_any('header')})\*{{0,2}}[ \t]*:)"
+    r")[^\n]*\n?",
+    re.IGNORECASE | re.MULTILINE,
 )
 
 
@@ -134,14 +137,6 @@ _END: Final = lazy(
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
-_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
-
-
-def _any(name: str) -> str:
-    """Return a regular expression for the phrases of `name` in all languages."""
-    return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
-
-
 _NEGATING: Final = "|".join(phrase for key, said in _PHRASES["negates"].items() if key != "signs" for phrase in said)
 _NEGATES: Final = lazy(
     "|".join((rf"\b(?:{_NEGATING})\b(?! (?:later|more|less) than\b)", *_PHRASES["negates"]["signs"])), re.IGNORECASE
@@ -159,13 +154,20 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
 )
 DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
+Unit = re.Pattern[str] | None
 _SHORT: Final = 60
 _NAME: Final = 2  # words of a name
 _COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
-_SCALED, _TIMES, _PERCENT, _HOUR = (
+_SCALED, _TIMES, PERCENT, _HOUR = (
     lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
 )
-_CHANGED: Final = lazy(rf"(?<!\w)(?:{_any('changed_by')}) \Z", re.IGNORECASE)
+_PER: Final = rf"(?:[ \u00a0]?(?:{_any('times')}))? ?(?:{_any('per')})"
+UNITS: Final = {"percent": PERCENT, "percentage": PERCENT} | {  # by an argument's name: "week", "time per day"
+    f"{times}{unit}": lazy(rf"{before}\s?(?:{said})(?!\w)", re.IGNORECASE)
+    for unit, said in PERIODS.items()
+    for times, before in (("", ""), ("time per ", _PER))
+}
+CHANGED, _AT = (lazy(rf"(?<!\w)(?:{_any(name)}) \Z", re.IGNORECASE) for name in ("changed_by", "at"))
 _MONEY: Final = lazy(
     rf"[ \u00a0\u202f]?(?:[A-Z]{{3}}\b|(?i:{CURRENCIES}))|[^\n]{{0,3}}?(?:[A-Z]{{3}}|(?i:{CURRENCIES}))[ \u00a0]?\Z"
 )
@@ -263,6 +265,8 @@ class Segment:
         if not 0 <= outer < len(self.text):
             return False
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
+        if c.isdigit() and unicodedata.category(self.text[inner]) == "Sc":
+            return False  # "$45"
         if c.isalnum() or c in "_@\\*~=&+/":
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
         if c not in ".-:?" or _UNSPACED.match(beyond):
@@ -329,17 +333,17 @@ class Texts:
         self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
-    def places(self, value: object, *, dictated: bool = False, rate: bool = False) -> tuple[list[Place], list[Place]]:
+    def places(self, value: object, *, dictated: bool = False, unit: Unit = None) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited.
 
-        `dictated`: the value is free text. `rate`: the value is a percentage.
+        `dictated`: the value is free text. `unit`: what may follow a number.
         """
-        key = (type(value), value, dictated, rate)
+        key = (type(value), value, dictated, unit)
         if key not in self._known:
             said: list[Place] = []
             forbidden: list[Place] = []
             for n, segment in enumerate(self.segments):
-                for start, end in sorted(set(_found(segment, value, dictated=dictated, rate=rate)))[:_MAX_PLACES]:
+                for start, end in sorted(set(_found(segment, value, unit, dictated=dictated)))[:_MAX_PLACES]:
                     (forbidden if segment.refused(start, dictated=dictated) else said).append(Place(n, start, end))
             self._known[key] = (said, forbidden)
         return self._known[key]
@@ -355,25 +359,26 @@ class Texts:
         return found
 
 
-def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> Iterator[tuple[int, int]]:
-    """Yield where a value stands as a whole token; parameters as in `Texts.places`."""
+def _found(segment: Segment, value: object, unit: Unit, *, dictated: bool) -> Iterator[tuple[int, int]]:
+    """Yield where a value stands as a whole token."""
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
     own = forms_of(value)
     dates = {f for f in own if f.startswith("date:")}
     times = {f for f in own if f.startswith("time:")}
+    plain = isinstance(value, str) and value.lower().startswith("http://")
     tokens = {f for f in own if not f.startswith(("text:", "date:", "day:", "time:"))}
     if any(f.startswith("text:") for f in own):
         yield from _phrase(segment, value)
     for form in tokens:
         for start, end in segment.tokens.get(form, ()):
-            meant = not form.startswith("num:") or _meant(segment.text, start, end, value, rate=rate)
+            meant = not form.startswith("num:") or _meant(segment.text, start, end, value, unit)
             if (
                 meant
                 and segment.certain(form, start, end)
                 and segment.whole(start, end)
-                and _same_scheme(value, segment.text[start:end])
+                and (not plain or segment.text[start:end].lower().startswith("http://"))
             ):
                 yield start, end
     for form in dates or times:
@@ -390,20 +395,23 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
             for m in _COUNT.finditer(segment.text)
             if _COUNTED[m[0].lower()] == value
             and segment.whole(*m.span())
-            and _meant(segment.text, *m.span(), value, rate=rate)
+            and _meant(segment.text, *m.span(), value, unit)
         )
 
 
-def _meant(text: str, start: int, end: int, value: object, *, rate: bool) -> bool:
+def _meant(text: str, start: int, end: int, value: object, unit: Unit) -> bool:
     """Return True if a number is not an hour, a change or a part.
 
     "8 Uhr" is an hour, "by 3" a change, and "3 million" is not 3.
-    "%" follows only a `rate`.
+    "%" follows only a number whose `unit` it is.
     """
-    counts = isinstance(value, int | float) and not rate
-    if counts and (_HOUR.match(text, end) or _CHANGED.search(text[max(0, start - _SHORT) : start])):
+    if unit is not None and unit.match(text, end):
+        return True
+    before = text[max(0, start - _SHORT) : start]
+    changed = _HOUR.match(text, end) or _AT.search(before) or CHANGED.search(before)
+    if changed and isinstance(value, int | float):
         return False
-    return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
+    return _SCALED.match(text, end) is None and PERCENT.match(text, end) is None
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
@@ -420,7 +428,8 @@ def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterato
 
 def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
     words = fold(tidy(str(value))).split()
-    if not _SHORTEST <= sum(map(len, words)) <= max(MAX_VALUE, len(segment.text)):
+    shortest = 1 if words and unicodedata.category(words[0][0]) == "Sc" else _SHORTEST  # "$"
+    if not shortest <= sum(map(len, words)) <= max(MAX_VALUE, len(segment.text)):
         return
     pattern = re.compile(r"\s{1,64}".join(map(re.escape, words)))
     at = 0
@@ -431,8 +440,3 @@ def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
         at = found.start() + 1
         if segment.whole(*found.span()):
             yield found.span()
-
-
-def _same_scheme(value: object, written: str) -> bool:
-    plain = isinstance(value, str) and value.lower().startswith("http://")
-    return not plain or written.lower().startswith("http://")

@@ -32,7 +32,7 @@ _MONEY: Final = sorted({word for code in ("EUR", "USD", "GBP", "CNY") for word i
 _LISTS["money"]["words"] = [word for word in _MONEY if word[0].isascii() and word.isalpha()]
 _LISTS["money"]["signs"] = [re.escape(word) for word in _MONEY if word not in _LISTS["money"]["words"]]
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
-_PERIODS: Final = {  # in English, as arguments are named → in all languages
+PERIODS: Final = {  # in English, as arguments are named → in all languages
     unit: "|".join(said[n] for said in _LISTS["period"].values() if n < len(said) - 1)
     for n, unit in enumerate(("minute", "hour", "day", "week", "month", "quarter", "year"))
 }
@@ -136,12 +136,6 @@ def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
 def scale_of(value: object) -> Mapping[str, frozenset[str]]:
     """Return the choices of which a value is one, with the words for each."""
     return next((scale for scale in _SCALES if value in scale), {})
-
-
-def period_in(words: Collection[str]) -> re.Pattern[str] | None:
-    """Return a pattern for the unit of time that an argument's name says: `weeks`."""
-    said = [_PERIODS[word] for word in words if word in _PERIODS]
-    return re.compile(rf"\s?(?:{said[0]})(?!\w)", re.IGNORECASE) if len(said) == 1 == len(words) else None
 
 
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:

@@ -1,12 +1,8 @@
 """Keep those steps of a planner's mandate that the user's messages back.
 
 A planner is a model: it may be wrong, or hijacked by pasted text. So each step that the messages do not back is
-dropped; a step is never corrected. Limits and prohibitions stay, because they only narrow. A step is backed if:
-
-- Each value stands in the user's messages, as a whole token or quotation, in an order and not in a question.
-- Each position in the messages backs one argument of one step. All positions of a side effect are in one sentence of
-  the newest message. Other values of a read, or of a write inside the application, may stand in earlier messages.
-- Each value from a read comes from a field that the profile trusts.
+dropped; a step is never corrected. Limits and prohibitions stay, because they only narrow. `docs/mandate/planner.md` lists
+the checks.
 """
 
 from __future__ import annotations
@@ -21,9 +17,9 @@ from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
 from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages, words_of
-from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, PERCENT, UNITS, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
-from langchain_runtime_authz.mandate.plain_orders import Known, period_in, says, scale_of, synonyms, words_of_tool
+from langchain_runtime_authz.mandate.plain_orders import Known, says, scale_of, synonyms, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
@@ -250,12 +246,15 @@ class _Check:
                 if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
+                rate = any(argument is calc.of[0] and calc.op == "percent" for calc in calcs)
+                scale = _scale(profile, name, (value,))
                 yield need(
                     name,
                     value,
                     also=(
                         *(word for word, meant in profile.synonyms.get(name, {}).items() if meant == value),
-                        *_scale(profile, name, (value,)).get(str(value), ()),
+                        # "¥" is a sign of two currencies.
+                        *scale.get(str(value), frozenset()).difference(*(w for c, w in scale.items() if c != value)),
                     ),
                     dictated=name in profile.text,
                     dated=name in profile.when and profile.effect not in RISKY,
@@ -263,8 +262,8 @@ class _Check:
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
-                    period=period_in(words_of(name)) if isinstance(value, int | float) else None,
-                    rate=any(argument is calc.of[0] and calc.op == "percent" for calc in calcs),
+                    rate=rate,
+                    unit=PERCENT if rate else UNITS.get(" ".join(words_of(name))),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),
                     hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,
                 )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import languages, singular, words_of
-from langchain_runtime_authz.mandate.message_places import DIRECTIONS, Place, Texts, leading
+from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, Place, Texts, Unit, leading
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import (
     QUOTE,
@@ -32,7 +32,8 @@ RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
 _BRACKETS: Final = frozenset("()-\u2013\u2014\u2026")
 _LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
-_ROLES: Final = {"givers": ("to", "until"), "goals": ("from", "until"), "ends": ("from",)}  # directions that they never have
+# By the words of an argument's name, in a language's lists: what never stands before its value.
+_WRONG_WAYS: Final = {"givers": ("to", "until"), "goals": ("from", "until"), "ends": ("from",), "": ("until",)}
 
 
 class NeededValue(NamedTuple):
@@ -50,7 +51,7 @@ class NeededValue(NamedTuple):
     shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
     joined: bool = False  # it must stand next to the other values of `owner`
     rate: bool = False  # a percentage
-    period: re.Pattern[str] | None = None  # the unit of time that it counts
+    unit: Unit = None  # what it counts, by the argument's name
     calculated: bool = False  # a number of another calculation, like "less 12"
     order: bool = False  # a sentence that orders must say it; what is forbidden in it is not looked for
     hit: bool = False  # it is whom or what a write or a message hits, so "it" may stand for it
@@ -167,14 +168,12 @@ class Placing:
             for two, other in orders[i + 1 :]:
                 unlike = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
                 shared = {c.place for c in self.claims[one.id]} & {c.place for c in self.claims[two.id]}
-                if not unlike and not shared and self._run_together(hulls[one.id], hulls[two.id]):
+                spans = hulls[one.id], hulls[two.id]  # "close T-1 for T-2": nothing like "and" parts their values
+                together = _overlap(*spans) or (spans[0].segment == spans[1].segment and not self._parted(*spans))
+                if not unlike and not shared and together:
                     found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
                     found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
         return found
-
-    def _run_together(self, one: Place, two: Place) -> bool:
-        """Return True if nothing like "and" parts two steps' values: "close T-1 for T-2"."""
-        return _overlap(one, two) or (one.segment == two.segment and not self._parted(one, two))
 
     def _parted(self, one: Place, two: Place) -> bool:
         first, last = sorted((one, two))
@@ -212,16 +211,18 @@ class Placing:
     def _places(self, need: NeededValue) -> tuple[list[Place], list[Place]]:
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict), []
-        found = [self.words.places(value, dictated=need.dictated, rate=need.rate) for value in (need.value, *need.also)]
+        found = [self.words.places(value, dictated=need.dictated, unit=need.unit) for value in (need.value, *need.also)]
         said, forbidden = (sorted(p for places in two for p in places) for two in zip(*found, strict=True))
-        return [self._with_period(need, p) for p in said], [self._with_period(need, p) for p in forbidden]
+        return [*self._with_unit(need, said)], [*self._with_unit(need, forbidden)]
 
-    def _with_period(self, need: NeededValue, place: Place) -> Place:
-        """Return the place with the unit that the argument's name says: "for 6 weeks"."""
-        text = self.words.segments[place.segment].text
-        unit = need.period and need.period.match(text, place.end)
-        later = unit and says("moment", f"{leading(text[: place.start])[0]} {VALUE}", self.known)
-        return place._replace(end=unit.end()) if unit and not later else place
+    def _with_unit(self, need: NeededValue, places: Iterable[Place]) -> Iterator[Place]:
+        """Yield the places with the unit that the argument's name says: "for 6 weeks", "3 times a day"."""
+        for place in places:
+            text = self.words.segments[place.segment].text
+            unit, before = need.unit and need.unit.match(text, place.end), text[: place.start]
+            later = unit and says("moment", f"{leading(before)[0]} {VALUE}", self.known) and not CHANGED.search(before)
+            if unit or not need.rate:
+                yield place._replace(end=unit.end()) if unit and not later else place
 
     def _everywhere(self, need: NeededValue) -> list[Place]:
         return [place for places in self._places(need) for place in places]
@@ -357,14 +358,17 @@ class Placing:
     def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
         """Return an argument whose value stands behind another's name or direction."""
         names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
+        ends = {claim.place.end: claim.need.owner for claim in placed}
         for claim in (c for c in placed if c.need.owner in names and not c.need.dictated):
             owner, (n, at, _) = claim.need.owner, claim.place
             word, direction = leading(re.split(f"[{VALUE}{WHEN}]", self._masked[n][:at])[-1])
-            roles = [role for role in _ROLES if any(names[owner] & {*one.data[role]} for one in languages())]
+            role = next((r for r in _WRONG_WAYS for one in languages() if names[owner] & {*one.data.get(r, ())}), "")
             named = [name for name, words in names.items() if singular(word) in words]
+            left, _, gap = self._masked[n][:at].rpartition(VALUE)
+            if len(gap.split()) == 1 and ends.get(len(left) + 1) in named:
+                named = []  # "20 mg omeprazole": the word belongs to the value before it
             labelled = named and owner not in named and word not in DIRECTIONS and word not in claim.need.verbs
-            other = any(direction in _ROLES[role] for role in roles) or (direction == "until" and "ends" not in roles)
-            if labelled or other:
+            if labelled or direction in _WRONG_WAYS[role]:
                 return owner
         return None
 

@@ -56,12 +56,38 @@ def test_the_examples_of_the_grammar_follow_their_rules() -> None:
 
 @pytest.mark.parametrize(("text", "runs"), [
     ("Renew B-1 for 6 weeks", True), ("Renew B-1 for six weeks, please", True), ("Renew B-1 for 6", True), ("Renueva B-1 por 6 semanas", True), ("Erneuere B-1 für 6 Wochen", True),
+    ("Renew B-1 by 6 weeks", True), ("Erneuere B-1 um 6 Wochen", True), ("Renew B-1 by 6", False), ("Renew B-1 by 6 days", False), ("Renueva B-1 a las 6 semanas", False),
     ("Renew B-1 for 6 months", False), ("Renew B-1 for 6 a week", False), ("Renew B-1 for 6 weekends", False), ("Renew B-1 in 6 weeks", False), ("In 6 weeks, renew B-1", False), ("Renew B-1 in 6 weeks' time", False), ("B-1 was renewed for 6 weeks", False),
 ])
 def test_a_number_has_the_unit_of_time_that_its_argument_says(text: str, runs: bool) -> None:
     profiles = load_profiles({"renew": {"effect": "write", "sink": "internal", "critical": {"loan": "object", "weeks": "amount"}, "intent": ["renew", "renueva", "erneuere"]}})
     steps = load_mandate({"steps": [{"id": "s", "tool": "renew", "args": {"loan": "B-1", "weeks": 6}}]})
     found = backed_part(steps, [text], profiles, {"renew": {"loan": {}, "weeks": {}}}).mandate
+    assert found is not None
+    assert bool(found.steps) == runs
+
+
+@pytest.mark.parametrize(("text", "runs"), [
+    ("Prescribe 20 mg Ibux to Ann 3 times a day", True), ("Prescribe Ann Ibux 20 mg, three times a day", True), ("Prescribe 20 mg Ibux to Ann 3 times per day", True),
+    ("Prescribe 20 mg Ibux to Ann 3 times a week", False), ("Prescribe 3 mg Ibux to Ann 20 times a day", False),
+])
+def test_a_number_has_the_rate_that_its_argument_says(text: str, runs: bool) -> None:
+    profiles = load_profiles({"prescribe": {"effect": "send", "critical": {"patient": "principal", "drug": "object", "dose_mg": "amount", "times_per_day": "amount"}, "intent": ["prescribe"]}})
+    steps = load_mandate({"steps": [{"id": "s", "tool": "prescribe", "args": {"patient": "Ann", "drug": "Ibux", "dose_mg": 20, "times_per_day": 3}}]})
+    found = backed_part(steps, [text], profiles, {"prescribe": {name: {} for name in ("patient", "drug", "dose_mg", "times_per_day")}}).mandate
+    assert found is not None
+    assert bool(found.steps) == runs
+
+
+@pytest.mark.parametrize(("text", "runs"), [
+    ("Lend B-1 to Ann until 2027-03-01", True), ("Lend B-1 to Ann from 2027-02-01 until 2027-03-01", True), ("Verleih B-1 an Ann vom 1.2.2027 bis zum 1.3.2027", True), ("Lend B-1 to Ann from 2027-02-01 to 2027-03-01", True),
+    ("Lend B-1 to Ann from 2027-03-01 until 2027-02-01", False), ("Lend B-1 to Ann from 2027-03-01", False), ("Lend B-1 to Ann until I am back on 2027-03-01", False), ("Until 2027-03-01 nobody may lend B-1 to Ann", False),
+])
+def test_what_stands_behind_until_is_an_end(text: str, runs: bool) -> None:
+    profiles = load_profiles({"lend": {"effect": "write", "sink": "internal", "critical": {"item": "object", "member": "principal"}, "when": ["start", "due_date"], "intent": ["lend", "verleih"]}})
+    dates = {"due_date": "2027-03-01"} | ({"start": "2027-02-01"} if "02-01" in text or "1.2." in text else {})
+    steps = load_mandate({"steps": [{"id": "s", "tool": "lend", "args": {"item": "B-1", "member": "Ann", **dates}}]})
+    found = backed_part(steps, [text], profiles, {"lend": {name: {} for name in ("item", "member", "start", "due_date")}}).mandate
     assert found is not None
     assert bool(found.steps) == runs
 
