@@ -304,8 +304,8 @@ class Segment:
 
 def _goes_on(before: str, behind: str) -> bool:
     """Return True if a line goes on: before a list, or before the name at the end."""
-    last = before.rstrip(" \t\n")[-1:]
-    return last == ":" or (last == "," and "\n" not in behind.strip() and len(behind.split()) <= _NAME)
+    line, ends = before.rpartition("\n")[2].strip(), "\n" not in behind.strip() and len(behind.split()) <= _NAME
+    return line[-1:] == ":" or (ends and (line[-1:] == "," or says("closing", line, Known())))
 
 
 class Texts:
