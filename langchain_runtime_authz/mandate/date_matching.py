@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS
@@ -134,29 +136,22 @@ def are_upcoming(days: Sequence[str], now: float) -> bool:
 
 
 # Words around a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".
-_MONTH: Final = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
-_OTHER: Final = (
-    "from|after|before|since|until|till|by|not|than|or|every|each|of|next|last|past|previous|following|coming|other"
-    "|an?|any|some|that|first|second|third|fourth|fifth|final"
-)
-_UNIT: Final = r"\b(?:days?|weeks?|fortnights?|months?|years?|next|last)\b"  # near a day, like "a week on Friday"
+_SENTENCES: Final = Path(__file__).parent / "languages" / "sentences.json"
+_WORDS: Final = {
+    name.removeprefix("day_"): "|".join(phrase for phrases in said.values() for phrase in phrases)
+    for name, said in json.loads(_SENTENCES.read_text(encoding="utf-8")).items()
+    if name.startswith("day_")
+}
+_UNIT: Final = rf"\b(?:{_WORDS['unit']})\b"  # near a day, like "a week on Friday"
 _BEFORE: Final = re.compile(
-    rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$", re.IGNORECASE
+    rf"(?:\b(?:{_WORDS['before']})(?: the)?|\d|[ap]m|\b{_WORDS['month']}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
+    re.IGNORECASE,
 )
 # Words for another time, which may mean another Friday: "Next week: ... on Friday".
-_PERIOD: Final = re.compile(
-    r"\b(?:days?|weeks?|fortnights?|months?|years?|weekly|biweekly|monthly|quarters?|semesters?|terms?|seasons?|sprints?|spring|summer|autumn|winter"
-    r"|advent|christmas|xmas|easter|ramadan|holidays?|vacation|[ck]w ?\d+|\d+(?:st|nd|rd|th))\b"
-    r"|\b(?-i:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)(?-i:uary|ruary|ch|il|ust|tember|ober|ember)?\b",
-    re.IGNORECASE,
-)
+_PERIOD: Final = re.compile(_WORDS["period"], re.IGNORECASE)
 # Only behind these is a weekday surely the coming one; not in "on Good Friday" or "our Friday". "Tomorrow" always is.
 _PLAIN: Final = re.compile(r"(?:^|[.,:;!?(\n]|\b(?:on|for|to|and|between|is|due))\s*\Z", re.IGNORECASE)
-_BEHIND: Final = re.compile(
-    rf"[,\s(]*(?:(?:at|or|of|the|after|before|night|until|till|to|through|thru|plus|past|gone|latest|onwards?|forward|following|coming|mornings|afternoons|evenings|nights|{_MONTH})\b"
-    rf"|in (?:{_MONTH}|an?\b|\S*\d)|\d|['\u2019]s\b|[-\u2013\u2014+&/])|[^.!?;\n]{{0,40}}?{_UNIT}",
-    re.IGNORECASE,
-)
+_BEHIND: Final = re.compile(rf"[,\s(]*(?:{_WORDS['behind']})|[^.!?;\n]{{0,40}}?{_UNIT}", re.IGNORECASE)
 
 
 def stands_alone(text: str, start: int, end: int, said: str) -> bool:

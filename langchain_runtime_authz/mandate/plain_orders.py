@@ -28,7 +28,7 @@ _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
     for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
 ]
-_MONEY: Final = sorted({word for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])})
+_MONEY: Final = sorted({word.lower() for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])})
 _LISTS["money"]["words"] = [word for word in _MONEY if word[0].isascii() and word.isalpha()]
 _LISTS["money"]["signs"] = [re.escape(word) for word in _MONEY if word not in _LISTS["money"]["words"]]
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
@@ -53,16 +53,12 @@ def _lexer() -> str:
     """Return a pattern with a group for each kind. The first match decides."""
     spaced, unspaced = list[str](), list[str]()
     for kind, words in _LISTS.items():
-        said = {language: _lower_rule("|".join(sorted(one, key=len, reverse=True))) for language, one in words.items()}
+        said = {language: "|".join(sorted(one, key=len, reverse=True)) for language, one in words.items()}
         others = "|".join(said.pop(key) for key in ("zh", "signs") if key in said)
         unspaced += [f"(?P<{kind}_>{others})"] if others else []
         spaced += [f"(?P<{kind}>{'|'.join(said.values())})".replace(r"\w", _SPACED)] if said else []
     whole = rf"(?<!{_SPACED})(?:{'|'.join(spaced)})(?:(?<=['\u2019])|(?!-?{_SPACED}))"
     return "|".join((whole, *unspaced))
-
-
-def _lower_rule(rule: str) -> str:
-    return re.sub(r"(?<!\\)[^\W\d_]+", lambda letters: letters[0].lower(), rule)  # not "\S"
 
 
 def _lower(text: str) -> str:

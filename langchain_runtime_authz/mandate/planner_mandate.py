@@ -53,19 +53,17 @@ def backed_part(
     steps = check.steps()
     wary = words.has_material or any(len(text) > LONG for text in texts)
     doubtful = [s.id for s in steps if check.doubtful(s) or (wary and profiles[s.tool].effect in RISKY)]
+    effects = {s.id: profiles[s.tool].effect for s in steps}
+    confirm = tuple(dict.fromkeys(c for c in (*mandate.confirm, *doubtful) if c in effects or c in EFFECTS))
+    few = len(confirm) <= model.MAX_STEPS
     kept = model.Mandate(
         steps=steps,
         limits=mandate.limits,
         never=mandate.never,
-        confirm=_few([*mandate.confirm, *doubtful], {s.id: profiles[s.tool].effect for s in steps}),
+        confirm=confirm if few else tuple(dict.fromkeys(effects.get(c, c) for c in confirm)),
         source="planner",
     )
     return model.Compiled(kept, tuple(model.Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
-
-
-def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
-    return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def argument_schemas(signature: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -258,7 +256,7 @@ class _Check:
                     ),
                     dictated=name in profile.text,
                     dated=name in profile.when and profile.effect not in RISKY,
-                    alone=profile.effect == "pay" or (profile.effect in RISKY and kind_of(profile, name) in COUNTED),
+                    alone=profile.effect == "pay" or (profile.effect in RISKY and isinstance(value, int | float)),
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import combinations
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import mask_spans
@@ -96,13 +98,10 @@ class Placing:
 
     def read(self, needs: Sequence[NeededValue]) -> Placed:
         """Find positions for the values of a read. The values may stand in any sentence."""
-        placed = []
-        for need in needs:
-            found = self._choices(need)
-            if not found:
-                return [], self._unsaid(need)
-            placed.append(BackedPlace(found[-1], "", need))
-        return placed, None
+        found = [(need, self._choices(need)) for need in needs]
+        if unsaid := [need for need, places in found if not places]:
+            return [], self._unsaid(unsaid[0])
+        return [BackedPlace(places[-1], "", need) for need, places in found], None
 
     def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue], left: Collection[str]) -> Placed:
         """Find positions for a side effect's values, all in one sentence that orders.
@@ -161,18 +160,21 @@ class Placing:
         return any(says("verb", self._said(at), known) and self._doubt(*at, verbs) is None for at in self._newest())
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
-        """Return step id → reason, for interleaved steps: "Bob 45 and Carol 3000"."""
+        """Return step id → reason: "Bob 45 and Carol 3000", "45 each" for one step."""
         found: dict[str, str] = {}
+        taken = Counter(c.place for step, _ in orders for c in self.claims[step.id] if c.need.alone)
+        for step, _ in orders:
+            if any(taken[c.place] == 1 and self._each(c.need, c.place) for c in self.claims[step.id]):
+                found[step.id] = "its number is said for each of several"
         hulls = {step.id: span_of_places([c.place for c in self.claims[step.id]]) for step, _ in orders}
-        for i, (one, profile) in enumerate(orders):
-            for two, other in orders[i + 1 :]:
-                unlike = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
-                shared = {c.place for c in self.claims[one.id]} & {c.place for c in self.claims[two.id]}
-                spans = hulls[one.id], hulls[two.id]  # "close T-1 for T-2": nothing like "and" parts their values
-                together = _overlap(*spans) or (spans[0].segment == spans[1].segment and not self._parted(*spans))
-                if not unlike and not shared and together:
-                    found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
-                    found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
+        for (one, profile), (two, other) in combinations(orders, 2):
+            unlike = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
+            shared = {c.place for c in self.claims[one.id]} & {c.place for c in self.claims[two.id]}
+            spans = hulls[one.id], hulls[two.id]  # "close T-1 for T-2": nothing like "and" parts their values
+            together = _overlap(*spans) or (spans[0].segment == spans[1].segment and not self._parted(*spans))
+            if not unlike and not shared and together:
+                found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
+                found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
         return found
 
     def _parted(self, one: Place, two: Place) -> bool:
@@ -216,7 +218,7 @@ class Placing:
         return [*self._with_unit(need, said)], [*self._with_unit(need, forbidden)]
 
     def _with_unit(self, need: NeededValue, places: Iterable[Place]) -> Iterator[Place]:
-        """Yield the places with the unit that the argument's name says: "for 6 weeks", "3 times a day"."""
+        """Yield the places with the unit that the argument's name says: "6 weeks"."""
         for place in places:
             text = self.words.segments[place.segment].text
             unit, before = need.unit and need.unit.match(text, place.end), text[: place.start]
@@ -270,7 +272,8 @@ class Placing:
         for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
-                sites = [(c.need, [(a - start, b - start) for _, a, b in self._sites(c)]) for c in placed]
+                all_places = [(c.need, (c.place, *self._everywhere(c.need))) for c in placed]
+                sites = [(need, [(a - start, b - start) for m, a, b in found if m == n]) for need, found in all_places]
                 own = [spans for need, spans in sites if not (need.dictated or need.calculated or need.dated)]
                 texts = [spans for need, spans in sites if need.dictated or need.dated]
                 said = self._masked[n][start:end]
@@ -298,10 +301,6 @@ class Placing:
         said = self.words.segments[at[0]].text[slice(*self.words.segments[at[0]].span(at[1]))]
         return f"this may change it: {said.strip()[:_SHOWN]!r}"
 
-    def _sites(self, claim: BackedPlace) -> list[Place]:
-        """Return all positions of a claim's value in its segment."""
-        return [claim.place, *(p for p in self._everywhere(claim.need) if p.segment == claim.place.segment)]
-
     def _apart(self, inside: Sequence[tuple[NeededValue, list[Place]]], deed: str) -> list[BackedPlace] | None:
         """Claim a position for each need, close together; None if a need has none."""
         placed: list[BackedPlace] = []
@@ -309,14 +308,27 @@ class Placing:
         used = {c.place for c in others}
         for need, found in inside:
             near = placed[0].place if placed else found[0]
-            taken = [c for c in others if need.alone or c.need != need]
-            taken += [c for c in placed if not (c.need.shares and c.need.owner == need.owner)]
-            free = [place for place in found if not any(_overlap(place, c.place) for c in taken)]
+            taken = [*others, *placed]
+            free = [p for p in found if all(self._shared(need, p, deed, c) for c in taken if _overlap(p, c.place))]
             if not free:
                 return None
-            place = min(free, key=lambda p: (p in used, self._parted(p, near), abs(p.start - near.start)))
+            place = min(free, key=lambda p: (p in used, self._parted(p, near), abs(p.start - near.start), -p.end))
             placed.append(BackedPlace(place, deed, need))
         return placed
+
+    def _shared(self, need: NeededValue, place: Place, deed: str, other: BackedPlace) -> bool:
+        """Return True if two values may share a place, like a date of two times."""
+        if other.deed != deed:
+            return other.need == need and (not need.alone or self._each(need, place))
+        ordered = (place < other.place) == (str(need.value) < str(other.need.value))  # "from 9:00 to 10:00"
+        times = need.dated and other.need.dated and place != other.place and ordered
+        return times or (need.shares and need.owner == other.need.owner)
+
+    def _each(self, need: NeededValue, place: Place) -> bool:
+        """Return True for a number that several steps share: "20 each"."""
+        said, number = self._masked[place.segment], isinstance(need.value, int | float)
+        before, behind = f"{said[: place.start]}{VALUE}", said[place.end :]
+        return number and (says("each_before", before, self.known) or says("each_behind", behind, self.known))
 
     def _listed(self, placed: Sequence[BackedPlace], deed: str) -> bool:
         """Return True unless a value is shared outside a list of others."""
@@ -325,9 +337,10 @@ class Placing:
             others = {c.place for c in claims if c.deed not in ("", deed)}
             if shared := mine & others:
                 first, last = sorted(span_of_places(places - shared or places) for places in (mine, others))
-                one_each = len(mine) == len(others) == len(shared) + 1
+                alike = len(mine) == len(others) > len(shared)
+                outside = not any(_overlap(place, group) for place in shared for group in (first, last))
                 listed = self._parts(first.segment, first.end, last.start)
-                return one_each and listed and not any(map(self._in_list, shared))
+                return alike and outside and listed and not any(map(self._in_list, shared))
         return True
 
     def _in_list(self, place: Place) -> bool:
