@@ -111,7 +111,7 @@ def check(
     sentences, findings = list(described_mandate(found, declared)), list(check_mandate(found, declared))
     for finding in () if as_json else findings:
         echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
-    text = [*sentences, f"{len(found.steps)} steps, {len(findings)} findings"]
+    text = [*sentences, f"steps: {len(found.steps)}, findings: {len(findings)}"]
     return Printout({"steps": len(found.steps), "told": sentences, "findings": findings}, text, bool(findings))
 
 

@@ -112,7 +112,7 @@ def check(
     for note in () if as_json else notes:
         echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
-    text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
+    text = ", ".join(f"{of}: {n}" for of, n in {**counts, "findings": len(findings)}.items())
     return Printout({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
 
 

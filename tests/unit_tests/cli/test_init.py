@@ -88,7 +88,7 @@ def test_without_an_answer_every_unknown_tool_asks(run: Callable[..., Any], tmp_
     assert "add: each call asks, until the file says what it does\n" in result.stdout
     assert "write_todos: compute; without an order the answer is permit\n" in result.stdout
     checked = run("profile", "check", "authz.yaml", "an_agent:graph")
-    assert (checked.exit_code, checked.stdout) == (0, "4 profiles, 4 tools, 4 tests, 0 findings\n")
+    assert (checked.exit_code, checked.stdout) == (0, "profiles: 4, tools: 4, tests: 4, findings: 0\n")
 
 
 HAND_OVER = """

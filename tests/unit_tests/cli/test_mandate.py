@@ -166,7 +166,7 @@ def test_check(run: Run, tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text("steps:\n  - {id: p, tool: send_money, args: {recipient: Bob, amount: 45}}\n")
     found = run("check", "good.yaml", "--profiles", "profiles.yaml")
     assert found.exit_code == 0
-    assert found.stdout == "pay: send_money, recipient = Bob, amount = 45\n1 steps, 0 findings\n"
+    assert found.stdout == "pay: send_money, recipient = Bob, amount = 45\nsteps: 1, findings: 0\n"
     (tmp_path / "careless.yaml").write_text("steps:\n  - {id: p, tool: send_money, args: {recipient: {kind: free}}}\n")
     found = run("check", "careless.yaml", "--profiles", "profiles.yaml")
     assert found.exit_code == 1

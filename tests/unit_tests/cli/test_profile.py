@@ -101,7 +101,7 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
 
     (tmp_path / "p.yaml").write_text("\n".join(line.partition("# ")[0] for line in unread.splitlines()))
     clean = run("check", "p.yaml", "mail_agent:graph")
-    assert (clean.exit_code, clean.stdout) == (0, "3 profiles, 3 tools, 0 tests, 0 findings\n")
+    assert (clean.exit_code, clean.stdout) == (0, "profiles: 3, tools: 3, tests: 0, findings: 0\n")
 
 
 def test_a_search_is_proposed_as_one() -> None:
