@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
-from langchain_runtime_authz.mandate.model import Argument, Between, Const, Step
+from langchain_runtime_authz.mandate.model import Argument, Between, Const, OneOf, Step
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -173,13 +173,32 @@ def on_days(step: Step, profile: ToolProfile, today: date | None) -> Step:
 
 
 def _on_day(argument: Argument, today: date) -> Argument:
+    return with_values(argument, lambda value: _day(value, today))
+
+
+def with_values(argument: Argument, change: Callable[[Any], Any]) -> Argument:
+    """Return an argument with its values changed, if it names some."""
     if isinstance(argument, Const):
         value: Any = argument.value
-        value = tuple(_day(v, today) for v in value) if isinstance(value, tuple) else _day(value, today)
+        value = tuple(map(change, value)) if isinstance(value, tuple) else change(value)
         return argument.model_copy(update={"value": value})
+    if isinstance(argument, OneOf):
+        return argument.model_copy(update={"values": tuple(map(change, argument.values))})
     if isinstance(argument, Between):
-        return argument.model_copy(update={"low": _day(argument.low, today), "high": _day(argument.high, today)})
+        return argument.model_copy(update={"low": change(argument.low), "high": change(argument.high)})
     return argument
+
+
+def names_year(value: object) -> bool:
+    """Return True if a value is a date with a year."""
+    return any(day[0] != "-" for day in dates_of(value))
+
+
+def without_year(value: object) -> str:
+    """Return a date without its year: "May 3 14:00"."""
+    forms = scalar_forms(value, said=True)
+    days = (date.fromisoformat(f[5:]).ctime()[4:10] for f in forms if f.startswith("date:") and f[5] != "-")
+    return " ".join([*days, *(f[5:] for f in forms if f.startswith("time:"))])
 
 
 def _day(value: Any, today: date) -> Any:

@@ -37,6 +37,7 @@ PERIODS: Final = {  # in English, as arguments are named → in all languages
     for n, unit in enumerate(("minute", "hour", "day", "week", "month", "quarter", "year"))
 }
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
+_OPEN: Final = frozenset(("word", "read", "unit", "spare", "decides", "consent", "third", "daytime", "han"))
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
 # Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
@@ -169,7 +170,7 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
 
 def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> str:
     """Return the kind of a word, which the tools may change."""
-    if kind not in ("word", "read", "unit", "money", "spare", "han"):
+    if kind not in _OPEN:
         return "link" if kind == "away" and word in known.nouns else kind
     verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
     return "verb" if verb else "noun" if word in known.nouns else kind
@@ -287,6 +288,8 @@ def unclear(
         rule = _rule_of(part, phase)
         if rule in ("text", "it", "read", "order", "verb_alone"):
             mine = rule != "read" and (not known.verbs or _follows(part, "own_verb"))
+            if strict and rule == "verb_alone" and part.behind != _CODES["colon"]:
+                mine = mine and _follows(part, "bare")  # not "Cancel the fee, T-5"
             unsaid = before if mine and unsaid and phase == "ordered" else unsaid  # one order says all of them
             before = unsaid if phase != "ordered" else before
         begin = _text_starts(part, rule, phase) if known.told else None

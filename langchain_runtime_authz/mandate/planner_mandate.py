@@ -15,7 +15,7 @@ from typing import Any, Final
 from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
-from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
+from langchain_runtime_authz.mandate.date_matching import names_year, on_days, stands_alone, with_values, without_year
 from langchain_runtime_authz.mandate.languages import languages, words_of
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, PERCENT, UNITS, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
@@ -203,6 +203,8 @@ class _Check:
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
         plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
+        guessed = {c.need.value for c in placed if names_year(c.need.value) and not self._says_year(c.place)}
+        plain = {n: with_values(a, lambda v: without_year(v) if v in guessed else v) for n, a in plain.items()}
         # A day of an earlier message, like "today", was meant from another date.
         days = [claim.place for claim in placed if claim.need.owner in profile.when]
         texts = [segment.text for segment in self.words.segments] if days else []
@@ -210,6 +212,14 @@ class _Check:
         sure = all(n >= self.words.newest and alone for n, alone in near)
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
+
+    def _says_year(self, place: Place) -> bool:
+        segment = self.words.segments[place.segment]
+        return any(
+            place.start <= span[0] and span[1] <= place.end
+            for span in segment.readings
+            if names_year(segment.text[slice(*span)])
+        )
 
     def _other_choices(self, tool: str, args: Mapping[str, model.Argument]) -> set[str]:
         """Return the choices other than a default, or than what a synonym says."""
@@ -259,7 +269,7 @@ class _Check:
                     alone=profile.effect == "pay" or (profile.effect in RISKY and isinstance(value, int | float)),
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
-                    joined=isinstance(argument, model.OneOf | model.Between),
+                    joined=_joined(argument),
                     rate=rate,
                     unit=PERCENT if rate else UNITS.get(" ".join(words_of(name))),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),
@@ -318,6 +328,13 @@ def _values(argument: model.Argument) -> tuple[object, ...]:
     if isinstance(argument, model.Within):
         return (argument.prefix,)
     return argument.quote if isinstance(argument, model.Text) else ()
+
+
+def _joined(argument: model.Argument) -> str:
+    """Return the rule for what may stand between the values of an argument, or ""."""
+    if isinstance(argument, model.Const):
+        return "listed" if len(_values(argument)) > 1 else ""
+    return "joined" if isinstance(argument, model.OneOf | model.Between) else ""
 
 
 def _turned(argument: model.Argument) -> bool:

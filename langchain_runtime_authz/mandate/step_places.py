@@ -51,7 +51,7 @@ class NeededValue(NamedTuple):
     counts: bool = False  # a number of calls
     strict: bool = False  # the step pays, deletes or administers
     shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
-    joined: bool = False  # it must stand next to the other values of `owner`
+    joined: str = ""  # the rule for what may stand between it and the other values of `owner`
     rate: bool = False  # a percentage
     unit: Unit = None  # what it counts, by the argument's name
     calculated: bool = False  # a number of another calculation, like "less 12"
@@ -355,11 +355,11 @@ class Placing:
         return 0 < len(said) < _SHOWN and _BRACKETS.isdisjoint(said) and says("listed", said, self.known)
 
     def _joined(self, placed: Sequence[BackedPlace]) -> bool:
-        for owner in {c.need.owner for c in placed if c.need.joined}:
+        for owner, rule in {(c.need.owner, c.need.joined) for c in placed if c.need.joined}:
             places = sorted(c.place for c in placed if c.need.owner == owner)
             end = places[0].end
             for n, start, last in places[1:]:
-                if start > end and not says("joined", self._masked[n][end:start], self.known):
+                if start > end and not says(rule, self._masked[n][end:start], self.known):
                     return False
                 end = max(end, last)
         return True
