@@ -8,12 +8,16 @@ both processes release them.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PROCESS = [os.urandom(8).hex()]
 """A list with the random name of this process; each fork has another name."""
@@ -32,6 +36,13 @@ def forkable_lock() -> threading.Lock:
     with _registry:
         _locks.add(lock)
     return lock
+
+
+def cached_property(method: Callable[[Any], T]) -> functools.cached_property[T]:
+    """Return a cached property without a lock that a fork may leave held."""
+    found = functools.cached_property(method)
+    found.lock = nullcontext()  # type: ignore[attr-defined]
+    return found
 
 
 def in_child(method: Callable[[], object]) -> None:

@@ -15,13 +15,13 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz._order_patterns import REST, items_in, name_in, split_item
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import as_json, digest

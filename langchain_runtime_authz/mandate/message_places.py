@@ -12,7 +12,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -220,10 +220,13 @@ class Segment:
         tokens = list(located_mentions(_UNSPACED.sub("\n", text)))
         self.tokens: dict[str, list[tuple[int, int]]] = {}
         self.readings: dict[tuple[int, int], set[str]] = {}  # of numbers, and of dates with a year
+        self._days: list[tuple[int, int]] = []
         for form, span in tokens:
             self.tokens.setdefault(form, []).append(span)
+            self._days += [span] if form.startswith(("date:", "day:")) else []
             if form.startswith(("num:", "date:")) and not form.startswith("date:-"):
                 self.readings.setdefault(span, set()).add(form)
+        self._days.sort()
         plain = mask_spans(text, [*self.quotations, *(span for _, span in tokens)], "x")
         self.masked = mask_spans(text, self.quotations, "x")
         ends = [m for m in _END.finditer(plain) if m[0] != "\n" or not _goes_on(plain[: m.start()], plain[m.end() :])]
@@ -285,10 +288,6 @@ class Segment:
             return "." in text and int(form[-2:]) == int(text.partition(".")[0])
         money = "," in text or _MONEY.match(self.text, end) or _MONEY.match(self.text[max(0, start - 4) : start])
         return bool(money) and form == max(readings, key=lambda one: float(one[4:]))
-
-    @cached_property
-    def _days(self) -> list[tuple[int, int]]:
-        return sorted(d for form, spans in self.tokens.items() if form.startswith(("date:", "day:")) for d in spans)
 
     def day_of(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the span of the date nearest to a time; of two, the one before it."""

@@ -23,6 +23,7 @@ from pydantic import Field as Member
 from pydantic_core import PydanticSerializationError
 
 from langchain_runtime_authz._display import html_table
+from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.digest import MAX_INT, as_json, digest
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.tool_profile import Kind, as_tuple
@@ -383,6 +384,8 @@ class Mandate(_Frozen):
             return _digest(self.model_dump_json(exclude_none=True))
         except PydanticSerializationError as exc:
             raise MappingError(Code.UNCANONICAL_ARGUMENT) from exc
+
+    digest.lock = forkable_lock()  # type: ignore[attr-defined]  # a fork may leave Python 3.11's own held
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, without fields that are None."""

@@ -342,9 +342,10 @@ class OrderMatch:
         tool, named = self.tool, self.tool.profile.named()["intent"]
         marked = (item for item in patterns.items_in(*tool.profile.orders) if item.endswith(f"{patterns.REST}}}"))
         rest = {patterns.name_in(item) for item in marked}
-        sent = (named or tool.texts) if tool.effect == "send" else ()
-        texts = {n for n in tool.texts if tool.arguments[n].required or n in rest.union(sent)}
-        return bool(texts) and texts.isdisjoint(step.args)
+        texts = {a.name for a in tool.arguments.values() if a.kind == "text"}
+        sent = rest.union(named or texts) if tool.effect == "send" else rest
+        needed = {n for n in texts if tool.arguments[n].required or n in sent}
+        return bool(needed) and needed.isdisjoint(step.args)
 
     def _hits(self, bound: Bound) -> bool:
         """Return True if the reading has the arguments that say whom or what it affects."""

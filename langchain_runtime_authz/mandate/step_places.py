@@ -10,10 +10,10 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import combinations
 from typing import Final, NamedTuple
 
+from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import languages, singular, words_of
 from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, Place, Texts, Unit, leading
@@ -286,12 +286,8 @@ class Placing:
     @cached_property
     def _others(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """Sentences that may change an order before them; and one behind them."""
-        later, earlier = [], []
-        for at in self._newest():
-            if not changes_nothing(self._said(at), self.known):
-                later.append(at)
-                earlier += [at] if says("warning", self._said(at), self.known) else []
-        return later, earlier
+        later = [at for at in self._newest() if not changes_nothing(self._said(at), self.known)]
+        return later, [at for at in later if says("warning", self._said(at), self.known)]
 
     def _changed(self, first: tuple[int, int], last: tuple[int, int]) -> str | None:
         later, earlier = self._others

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
+from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, first_items, items_in, parse_pattern
 from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
@@ -62,6 +62,7 @@ class ToolWords:
         self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
         begun = (first for order in profile.orders for first in first_items(parse_pattern(order)))
         self.verbs = {*begun, *(said.split()[0].lower() for said in self.entries)}
+        self.said = frozenset(singular(item) for item in items_in(*profile.orders) if item[0] != "{")  # words of orders
 
     @cached_property
     def arguments(self) -> dict[str, NamedArgument]:
@@ -76,27 +77,15 @@ class ToolWords:
     @cached_property
     def orders(self) -> list[tuple[Pattern, bool]]:
         """The orders, each with True if it is suggested; then it is read strictly."""
-        more = (order for verb in self.entries for order in suggested_orders(self, verb))
-        return [
-            *((parse_pattern(order), False) for order in self.profile.orders),
-            *((parse_pattern(order), True) for order in more),
-        ]
-
-    @cached_property
-    def said(self) -> frozenset[str]:
-        """The words of the profile's orders."""
-        return frozenset(singular(item) for item in items_in(*self.profile.orders) if item[0] != "{")
-
-    @cached_property
-    def texts(self) -> set[str]:
-        """The free-text arguments."""
-        return {a.name for a in self.arguments.values() if a.kind == "text"}
+        own = [(parse_pattern(order), False) for order in self.profile.orders]
+        return own + [(parse_pattern(order), True) for verb in self.entries for order in suggested_orders(self, verb)]
 
     @cached_property
     def coin(self) -> str:
         """The name of the argument that holds a currency, or ""."""
-        coins = self.language.data["coins"]
-        return next((a.name for a in self.arguments.values() if not a.words.isdisjoint(coins)), "")
+        return next(
+            (a.name for a in self.arguments.values() if not a.words.isdisjoint(self.language.data["coins"])), ""
+        )
 
     def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> NamedArgument:
         needed = self.schema.get("required")
