@@ -33,6 +33,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
 _BRACKETS: Final = frozenset("()-\u2013\u2014\u2026")
+_NOUN: Final = re.compile(r"\s?([^\W\d_]+)")  # "guests" of "3 guests"
 _LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
 # By the words of an argument's name, in a language's lists: what never stands before its value.
 _WRONG_WAYS: Final = {"givers": ("to", "until"), "goals": ("from", "until"), "ends": ("from",), "": ("until",)}
@@ -365,7 +366,7 @@ class Placing:
         return next((c for c in choices if c and re.search(rf"(?i){_bounded(c)}", said)), None)
 
     def _misplaced(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> str | None:
-        """Return an argument whose value stands behind another's name or direction."""
+        """Return an argument whose value stands at another's name or direction."""
         names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
         ends = {claim.place.end: claim.need.owner for claim in placed}
         for claim in (c for c in placed if c.need.owner in names and not c.need.dictated):
@@ -377,7 +378,11 @@ class Placing:
             if len(gap.split()) == 1 and ends.get(len(left) + 1) in named:
                 named = []  # "20 mg omeprazole": the word belongs to the value before it
             labelled = named and owner not in named and word not in DIRECTIONS and word not in claim.need.verbs
-            if labelled or direction in _WRONG_WAYS[role]:
+            noun = _NOUN.match(self._masked[n], claim.place.end) if isinstance(claim.need.value, int | float) else None
+            counted = [
+                name for name, words in names.items() if noun and singular(noun[1].lower()) in words - {*DIRECTIONS}
+            ]
+            if labelled or direction in _WRONG_WAYS[role] or (counted and owner not in counted):
                 return owner
         return None
 

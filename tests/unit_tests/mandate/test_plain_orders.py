@@ -112,3 +112,12 @@ def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
 ])  # fmt: skip
 def test_a_sentence_changes_nothing(text: str, nothing: bool) -> None:
     assert changes_nothing(text, Known(verbs=frozenset({"pay"}))) is nothing
+
+
+@pytest.mark.parametrize(("text", "runs"), [("Book H-1 for 2 nights for 3 guests", True), ("Book H-1 for 3 nights for 2 guests", False), ("Book H-1 for 2 and 3", True)])
+def test_a_number_is_not_the_count_of_another_argument(text: str, runs: bool) -> None:
+    profiles = load_profiles({"book": {"effect": "pay", "critical": {"hotel": "object", "nights": "amount", "guests": "amount"}, "intent": ["book"]}})
+    steps = load_mandate({"steps": [{"id": "s", "tool": "book", "args": {"hotel": "H-1", "nights": 2, "guests": 3}}]})
+    found = backed_part(steps, [text], profiles, {"book": {"hotel": {}, "nights": {}, "guests": {}}}).mandate
+    assert found is not None
+    assert bool(found.steps) == runs
