@@ -13,12 +13,14 @@ Patterns consume a character before they look behind, so that `re` can skip to t
 from __future__ import annotations
 
 import datetime
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -52,18 +54,18 @@ _NUMBER: Final = lazy(
 )
 TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # without a match, the text has no address, link or number
 _ZEROS: Final = lazy(r"[-+]?0\d")
-_NAMES: Final = (  # in full or short, as whole words: "3 Markets" names no month
-    "jan(?:uary?)?|feb(?:ruary?)?|mar(?:ch)?|apr(?:il)?|may|jun[ei]?|jul[yi]?|aug(?:ust)?|sep(?:t(?:ember)?)?"
-    "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
-)
-_MONTHS: Final = {m[:3]: i for i, m in enumerate(_NAMES.split("|"), 1)}
+_ENGLISH, _ABROAD = json.loads((Path(__file__).parent / "months.json").read_text(encoding="utf-8")).values()
+_NAMES: Final = "|".join(_ENGLISH)  # in full or short, as whole words: "3 Markets" names no month
+_MONTHS: Final = {m[:3]: i for i, m in enumerate(_ENGLISH, 1)} | _ABROAD
 _MONTH: Final = rf"({_NAMES})\.?"
-_NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _NAMES.split("|"))
+_NAMED: Final = "|".join(f"(?<={m[0]}){m[1:]}" for m in _ENGLISH)
 _ISO: Final = lazy(r"(\d(?<![\w\-].)\d{3})-(\d{1,2})-(\d{1,2})(?![\d\-])(?:[T ](?=\d))?")
 _MDY: Final = lazy(
     rf"([JFMASONDjfmasond](?<!\w.)(?i:{_NAMED}))(?i:\.? {{1,2}}(\d{{1,2}})(?:st|nd|rd|th)?(?:,? {{1,2}}(\d{{4}}))?)(?![\w])"
 )
-_DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
+_DMY: Final = lazy(  # "3 May 2027", "3. März 2027", "24 de diciembre de 2026"
+    rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th|\.|er|º)? (?:of |de )?({_NAMES}|{'|'.join(_ABROAD)})\.?(?:,? (?:de )?(\d{{4}}))?)(?![\w])"
+)
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
 _OF_YEAR: Final = lazy(rf"(?<!\w){_MONTH},? ?(\d{{4}})(?!\w)", re.IGNORECASE)
 # What a value that is only a date may hold in addition: a time zone, which is ignored, and words like "at".
@@ -73,6 +75,7 @@ _BESIDE: Final = lazy(
 )
 _TIME: Final = lazy(
     r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])|(\d(?<![\w:.,].)\d?) ?((?i:am|pm))(?!\w)"
+    r"|(\d(?<![\w:.,].)\d?) ?(?:[Uu]hr|h(\d\d)?)(?!\w)"
 )
 
 # Common look-alike letters (UTS #39 has all). They only raise suspicion: values never count as equal by them.
@@ -328,7 +331,8 @@ def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
             for form in _date(given["y"], given["m"], given["d"], said=said):
                 yield form, found.span()
     for found in _TIME.finditer(text):
-        half, hour, minute = (found[3] or found[5] or "").lower(), int(found[1] or found[4]), int(found[2] or 0)
+        half, hour = (found[3] or found[5] or "").lower(), int(found[1] or found[4] or found[6])
+        minute = int(found[2] or found[7] or 0)
         hour = hour % 12 if half else hour
         hour += 12 if half == "pm" else 0
         if hour < 24 and minute < 60:
@@ -347,7 +351,7 @@ def iso_dates(text: str) -> str:
 
 
 def _date(year: str | None, month: str, day: str, *, said: bool) -> Iterator[str]:
-    number = _MONTHS.get(month[:3].lower(), 0) if month[:1].isalpha() else int(month)
+    number = _MONTHS.get(month.lower()) or _MONTHS.get(month[:3].lower(), 0) if month[:1].isalpha() else int(month)
     try:
         datetime.date(int(year or 2000), number, int(day))
     except ValueError:

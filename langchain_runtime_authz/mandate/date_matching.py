@@ -136,22 +136,18 @@ def are_upcoming(days: Sequence[str], now: float) -> bool:
 
 
 # Words around a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".
-_SENTENCES: Final = Path(__file__).parent / "languages" / "sentences.json"
-_WORDS: Final = {
-    name.removeprefix("day_"): "|".join(phrase for phrases in said.values() for phrase in phrases)
-    for name, said in json.loads(_SENTENCES.read_text(encoding="utf-8")).items()
-    if name.startswith("day_")
-}
-_UNIT: Final = rf"\b(?:{_WORDS['unit']})\b"  # near a day, like "a week on Friday"
+_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
+_WORDS: Final = {name: "|".join(said["en"]) for name, said in _PHRASES.items() if name.startswith("day_")}
+_UNIT: Final = rf"\b(?:{_WORDS['day_unit']})\b"  # near a day, like "a week on Friday"
 _BEFORE: Final = re.compile(
-    rf"(?:\b(?:{_WORDS['before']})(?: the)?|\d|[ap]m|\b{_WORDS['month']}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
+    rf"(?:\b(?:{_WORDS['day_before']})(?: the)?|\d|[ap]m|\b{_WORDS['day_month']}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
     re.IGNORECASE,
 )
 # Words for another time, which may mean another Friday: "Next week: ... on Friday".
-_PERIOD: Final = re.compile(_WORDS["period"], re.IGNORECASE)
+_PERIOD: Final = re.compile(_WORDS["day_period"], re.IGNORECASE)
 # Only behind these is a weekday surely the coming one; not in "on Good Friday" or "our Friday". "Tomorrow" always is.
 _PLAIN: Final = re.compile(r"(?:^|[.,:;!?(\n]|\b(?:on|for|to|and|between|is|due))\s*\Z", re.IGNORECASE)
-_BEHIND: Final = re.compile(rf"[,\s(]*(?:{_WORDS['behind']})|[^.!?;\n]{{0,40}}?{_UNIT}", re.IGNORECASE)
+_BEHIND: Final = re.compile(rf"[,\s(]*(?:{_WORDS['day_behind']})|[^.!?;\n]{{0,40}}?{_UNIT}", re.IGNORECASE)
 
 
 def stands_alone(text: str, start: int, end: int, said: str) -> bool:

@@ -22,8 +22,7 @@ from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, PERIODS, Known, pronoun_in, says
 
-_MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
-_MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
+_MAX_TEXT, _MAX_OPEN = 1_000_000, 64  # characters of a text, and its tags without an end; beyond, it is material
 
 _FENCED: Final = lazy(r'(`{3,64}+|~{3,64}+|"{3}).*?(?:\1|\Z)', re.DOTALL)  # a shorter fence does not end a longer one
 _QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
@@ -123,8 +122,7 @@ def _marked(text: str) -> Iterator[tuple[int, int]]:
 MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
 _ROOTED: Final = lazy(r"/\w[\w.\-]*\.[A-Za-z]\w{0,7}")
-_SHORTEST: Final = 2  # a text of one letter names nothing
-_MAX_PLACES: Final = 64  # positions of one value in one segment
+_SHORTEST, _MAX_PLACES = 2, 64  # a text of one letter names nothing; positions of one value in one segment
 
 _QUOTED: Final = lazy(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
@@ -155,22 +153,22 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
 DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 Unit = re.Pattern[str] | None
-_SHORT: Final = 60
-_NAME: Final = 2  # words of a name
+_SHORT, _NAME = 60, 2  # characters of a message that only says to go on; words of a name
 _COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
 _SCALED, _TIMES, PERCENT, _HOUR = (
     lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
 )
-_PER: Final = rf"(?:[ \u00a0]?(?:{_any('times')}))? ?(?:{_any('per')})"
 UNITS: Final = {"percent": PERCENT, "percentage": PERCENT} | {  # by an argument's name: "week", "time per day"
     f"{times}{unit}": lazy(rf"{before}\s?(?:{said})(?!\w)", re.IGNORECASE)
     for unit, said in PERIODS.items()
-    for times, before in (("", ""), ("time per ", _PER))
+    for times, before in (("", ""), ("time per ", rf" ?(?:{_any('times')})? ?(?:{_any('per')})"))
 }
 CHANGED, _AT = (lazy(rf"(?<!\w)(?:{_any(name)}) \Z", re.IGNORECASE) for name in ("changed_by", "at"))
 _MONEY: Final = lazy(
     rf"[ \u00a0\u202f]?(?:[A-Z]{{3}}\b|(?i:{CURRENCIES}))|[^\n]{{0,3}}?(?:[A-Z]{{3}}|(?i:{CURRENCIES}))[ \u00a0]?\Z"
 )
+_COMMA_DECIMAL: Final = lazy(r" (?:Euro|Franken|Pfund|Dollar)\b")  # as Germans write: "1,250 Euro" may be less than 2
+_FOREIGN: Final = lazy(r"\b(?!US\b)[A-Z]{1,3} ?\Z")  # before a sign of money: "AU $45"
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 
 
@@ -287,7 +285,11 @@ class Segment:
         if form.startswith("date:"):
             return "." in text and int(form[-2:]) == int(text.partition(".")[0])
         money = "," in text or _MONEY.match(self.text, end) or _MONEY.match(self.text[max(0, start - 4) : start])
-        return bool(money) and form == max(readings, key=lambda one: float(one[4:]))
+        return (
+            bool(money)
+            and not ("," in text and _COMMA_DECIMAL.match(self.text, end))
+            and form == max(readings, key=lambda one: float(one[4:]))
+        )
 
     def day_of(self, start: int, end: int) -> tuple[int, int] | None:
         """Return the span of the date nearest to a time; of two, the one before it."""
@@ -303,8 +305,9 @@ class Segment:
 
 def _goes_on(before: str, behind: str) -> bool:
     """Return True if a line goes on: before a list, or before the name at the end."""
-    line, ends = before.rpartition("\n")[2].strip(), "\n" not in behind.strip() and len(behind.split()) <= _NAME
-    return line[-1:] == ":" or (ends and (line[-1:] == "," or says("closing", line, Known())))
+    line, words = before.rpartition("\n")[2].strip(), behind.replace("(", "").split()
+    name = "\n" not in behind.strip() and len(words) <= _NAME and all(word[0].isupper() for word in words)
+    return line[-1:] == ":" or (name and (line[-1:] == "," or says("signed", line, Known())))
 
 
 class Texts:
@@ -339,8 +342,7 @@ class Texts:
         """
         key = (type(value), value, dictated, unit)
         if key not in self._known:
-            said: list[Place] = []
-            forbidden: list[Place] = []
+            said, forbidden = list[Place](), list[Place]()
             for n, segment in enumerate(self.segments):
                 for start, end in sorted(set(_found(segment, value, unit, dictated=dictated)))[:_MAX_PLACES]:
                     (forbidden if segment.refused(start, dictated=dictated) else said).append(Place(n, start, end))
@@ -421,7 +423,8 @@ def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterato
         return
     for form in times:
         for start, end in segment.tokens.get(form, ())[:_MAX_PLACES]:
-            if segment.day_of(start, end) == date:
+            first, last = sorted((date, (start, end)))
+            if segment.day_of(start, end) == date and says("near_date", segment.text[first[1] : last[0]], Known()):
                 yield min(date[0], start), max(date[1], end)
 
 
@@ -437,5 +440,5 @@ def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
         if found is None:
             return
         at = found.start() + 1
-        if segment.whole(*found.span()):
+        if segment.whole(*found.span()) and not (shortest == 1 and _FOREIGN.search(segment.text[: found.start()])):
             yield found.span()

@@ -39,7 +39,6 @@ PERIODS: Final = {  # in English, as arguments are named → in all languages
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _OPEN: Final = frozenset(("word", "read", "unit", "spare", "decides", "consent", "third", "daytime", "han"))
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
-_ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
 # Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
 _ENCLITICS: Final = (
     re.compile(r"-(?:moi|toi|nous|lui|leur|me|lhes?|(les?|las?|los?|[oa]s?))$|(l[oa]s?|li)$"),
@@ -112,22 +111,13 @@ _Phase = Literal["start", "remark", "ordered", "aside"]  # a remark stands befor
 
 @cache
 def synonyms(verb: str) -> frozenset[str]:
-    """Return the forms of all verbs that say the same as an English verb, and of it."""
-    groups = (group for group in _VERBS if verb in group["en"])
-    return frozenset((verb,)).union(*(_forms(*said) for group in groups for said in group.items()))
-
-
-def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
-    """Yield the forms that verbs have in an order: "mind paying", "überweist"."""
-    for verb in verbs:
-        before, _, bare = verb.rpartition("-")  # "zu-weisen": "weise"
-        yield from (before + bare, f"{before}zu{bare}")
-        if language in ("en", "also"):
-            yield from (f"mind {said}ing" for said in (verb, verb[:-1], verb + verb[-1]))
-        if language == "de":
-            stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
-            for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
-                yield from (part + said + end for part in {"", before} for end in _ENDINGS)
+    """Return the forms of all verbs that say the same as an English verb."""
+    found = {verb}
+    for said in (group for group in _VERBS if verb in group["en"]):
+        found.update(*said.values())
+        english = (*said["en"], *said.get("also", ()))
+        found.update(f"mind {form}ing" for one in english for form in (one, one[:-1], one + one[-1]))
+    return frozenset(found)
 
 
 def scale_of(value: object) -> Mapping[str, frozenset[str]]:
@@ -282,7 +272,7 @@ def unclear(
     others = [last for first, last in values if _outside(own, first, last) == own]
     others += [spans[found.start()][0] for found in _GRAMMAR["another"].finditer(codes)]
     phase: _Phase = "start"
-    pointed = False  # "it" stands for the values, and nothing else is said before it
+    pointed = False  # "it" stands for values that are said before it, and nothing else is
     mine = True  # the last verb orders the step
     for part in _parts(codes, spans):
         rule = _rule_of(part, phase)
@@ -303,9 +293,10 @@ def unclear(
         phase = following
         if rule != "read" and phase in ("start", "ordered"):
             plain = mine and (not strict or _follows(part, "bare"))
-            pointed = pointed or (rule == "it" and plain and min(others, default=part.start) >= part.start)
             if plain:
                 unsaid = _outside(unsaid, part.start, part.end)
+            alone = rule == "it" and plain and min(others, default=part.start) >= part.start
+            pointed = pointed or (alone and all(any(a < part.start for a, _ in spans) for spans in unsaid))
             texts = _outside(texts, part.start, part.end) if mine else texts
     if phase in ("start", "remark"):
         return "its sentence orders nothing"

@@ -55,12 +55,13 @@ def backed_part(
     doubtful = [s.id for s in steps if check.doubtful(s) or (wary and profiles[s.tool].effect in RISKY)]
     effects = {s.id: profiles[s.tool].effect for s in steps}
     confirm = tuple(dict.fromkeys(c for c in (*mandate.confirm, *doubtful) if c in effects or c in EFFECTS))
-    few = len(confirm) <= model.MAX_STEPS
     kept = model.Mandate(
         steps=steps,
         limits=mandate.limits,
         never=mandate.never,
-        confirm=confirm if few else tuple(dict.fromkeys(effects.get(c, c) for c in confirm)),
+        confirm=confirm
+        if len(confirm) <= model.MAX_STEPS
+        else tuple(dict.fromkeys(effects.get(c, c) for c in confirm)),
         source="planner",
     )
     return model.Compiled(kept, tuple(model.Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
@@ -270,7 +271,8 @@ class _Check:
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=_joined(argument),
-                    rate=rate,
+                    moneyed=not {*words_of(name)}.isdisjoint(languages()[0].data["moneyed"]),
+                    rate=rate or "per" in words_of(name),
                     unit=PERCENT if rate else UNITS.get(" ".join(words_of(name))),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),
                     hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,

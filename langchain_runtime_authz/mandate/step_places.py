@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import languages, singular, words_of
-from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, Place, Texts, Unit, leading
+from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, PERCENT, Place, Texts, Unit, leading
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import (
     QUOTE,
@@ -28,6 +28,7 @@ from langchain_runtime_authz.mandate.plain_orders import (
     starts_of,
     unclear,
 )
+from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -54,6 +55,7 @@ class NeededValue(NamedTuple):
     shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
     joined: str = ""  # the rule for what may stand between it and the other values of `owner`
     rate: bool = False  # a percentage
+    moneyed: bool = False  # an amount of money
     unit: Unit = None  # what it counts, by the argument's name
     calculated: bool = False  # a number of another calculation, like "less 12"
     order: bool = False  # a sentence that orders must say it; what is forbidden in it is not looked for
@@ -223,7 +225,10 @@ class Placing:
         for place in places:
             text = self.words.segments[place.segment].text
             unit, before = need.unit and need.unit.match(text, place.end), text[: place.start]
-            later = unit and says("moment", f"{leading(before)[0]} {VALUE}", self.known) and not CHANGED.search(before)
+            changed = unit and CHANGED.search(before)
+            if changed and (need.strict or need.unit is PERCENT or not need.verbs.isdisjoint(("set", "update"))):
+                continue  # "raise it by 6"
+            later = unit and not changed and says("moment", f"{leading(before)[0]} {VALUE}", self.known)
             if unit or not need.rate:
                 yield place._replace(end=unit.end()) if unit and not later else place
 
@@ -314,17 +319,15 @@ class Placing:
         return placed
 
     def _shared(self, need: NeededValue, place: Place, deed: str, other: BackedPlace) -> bool:
-        """Return True if two values may share a place, like a date of two times."""
+        """Return True if two values may share a place, like "20 each"."""
         if other.deed != deed:
-            return other.need == need and (not need.alone or self._each(need, place))
-        ordered = (place < other.place) == (str(need.value) < str(other.need.value))  # "from 9:00 to 10:00"
-        times = need.dated and other.need.dated and place != other.place and ordered
-        return times or (need.shares and need.owner == other.need.owner)
+            return other.need == need and (not need.alone or (need.moneyed and self._each(need, place)))
+        return need.shares and need.owner == other.need.owner
 
     def _each(self, need: NeededValue, place: Place) -> bool:
         """Return True for a number that several steps share: "20 each"."""
         said, number = self._masked[place.segment], isinstance(need.value, int | float)
-        before, behind = f"{said[: place.start]}{VALUE}", said[place.end :]
+        before, behind = said[: place.end], said[place.start :]
         return number and (says("each_before", before, self.known) or says("each_behind", behind, self.known))
 
     def _listed(self, placed: Sequence[BackedPlace], deed: str) -> bool:
@@ -369,6 +372,7 @@ class Placing:
         """Return an argument whose value stands at another's name or direction."""
         names = {n: {*words_of(n)} for n in (*profile.critical, *profile.when, *profile.text, *profile.free)}
         ends = {claim.place.end: claim.need.owner for claim in placed}
+        targets = {name for name in ends.values() if profile.critical.get(name) in TARGETS}
         for claim in (c for c in placed if c.need.owner in names and not c.need.dictated):
             owner, (n, at, _) = claim.need.owner, claim.place
             word, direction = leading(re.split(f"[{VALUE}{WHEN}]", self._masked[n][:at])[-1])
@@ -382,7 +386,9 @@ class Placing:
             counted = [
                 name for name, words in names.items() if noun and singular(noun[1].lower()) in words - {*DIRECTIONS}
             ]
-            if labelled or direction in _WRONG_WAYS[role] or (counted and owner not in counted):
+            owned = self._masked[n][claim.place.end :].startswith(("'s", "\u2019s"))
+            theirs = owned and not (profile.inside and targets == {owner})
+            if labelled or theirs or direction in _WRONG_WAYS[role] or (counted and owner not in counted):
                 return owner
         return None
 
