@@ -37,7 +37,7 @@ PERIODS: Final = {  # in English, as arguments are named → in all languages
     for n, unit in enumerate(("minute", "hour", "day", "week", "month", "quarter", "year"))
 }
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
-_OPEN: Final = frozenset(("word", "read", "unit", "spare", "decides", "consent", "third", "daytime", "han"))
+_OPEN: Final = frozenset(("word", "read", "unit", "spare", "decides", "consent", "doubt", "third", "daytime", "han"))
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 # Pronouns at the end of a verb: "rappelle-moi", "bórralo", "resérvanos". The group means "it" or "them".
 _ENCLITICS: Final = (
