@@ -224,7 +224,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
         elif kind not in _NUMBERS:
             return None
     field = field_trust(profile, "")
-    said = (Prose(output, field.origin, tool),) if " " in text else ()
+    said = (Prose(output, field.origin, tool),) if " " in output and len(output) >= SHORTEST else ()
     return Observation((SeenValue(key(whole[0]), field.origin, True, field.counterparty, tool),), said)
 
 
@@ -299,14 +299,15 @@ class OutputReading:
             self.chars += len(value)
         whole = forms_of(value) if not prose else ()
         says = said_forms(value, whole)
-        if not self.echo.intersection(whole):
-            for form in says:
-                self._see(form, field, source, asserted=True)
+        echoed = not self.echo.isdisjoint(whole)
+        for form in says if not echoed else ():
+            self._see(form, field, source, asserted=True)
         if isinstance(value, str) and (prose or len(value) >= SHORTEST):
             late = prose and self.chars > chars
             if late:
                 self._late.append((value, field, source))
-            if late or self._mentions(value, field, source, (*whole, *says)) or prose or " " in value:
+            phrase = whole and not echoed and " " in value
+            if late or self._mentions(value, field, source, (*whole, *says)) or prose or phrase:
                 self.prose.append(Prose(value, field.origin, source))
 
     def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:

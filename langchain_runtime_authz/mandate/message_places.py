@@ -22,7 +22,8 @@ from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, PERIODS, Known, pronoun_in, says
 
-_MAX_TEXT, _MAX_OPEN = 1_000_000, 64  # characters of a text, and its tags without an end; beyond, it is material
+_MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
+_MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
 
 _FENCED: Final = lazy(r'(`{3,64}+|~{3,64}+|"{3}).*?(?:\1|\Z)', re.DOTALL)  # a shorter fence does not end a longer one
 _QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
@@ -122,7 +123,8 @@ def _marked(text: str) -> Iterator[tuple[int, int]]:
 MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
 _ROOTED: Final = lazy(r"/\w[\w.\-]*\.[A-Za-z]\w{0,7}")
-_SHORTEST, _MAX_PLACES = 2, 64  # a text of one letter names nothing; positions of one value in one segment
+_SHORTEST: Final = 2  # a text of one letter names nothing
+_MAX_PLACES: Final = 64  # positions of one value in one segment
 
 _QUOTED: Final = lazy(
     r"\"([^\"]{1,2000})\"|\u201c([^\u201c\u201d]{1,2000})\u201d|\u201e([^\u201e\u201c\u201d]{1,2000})[\u201c\u201d]"
@@ -153,7 +155,8 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
 DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 Unit = re.Pattern[str] | None
-_SHORT, _NAME = 60, 2  # characters of a message that only says to go on; words of a name
+_SHORT: Final = 60  # characters of a message that only says to go on
+_NAME: Final = 2  # words of a name
 _COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
 _SCALED, _TIMES, PERCENT, _HOUR = (
     lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")

@@ -32,6 +32,8 @@ _MONEY: Final = sorted({word.lower() for code in ("EUR", "USD", "GBP", "CNY") fo
 _LISTS["money"]["words"] = [word for word in _MONEY if word[0].isascii() and word.isalpha()]
 _LISTS["money"]["signs"] = [re.escape(word) for word in _MONEY if word not in _LISTS["money"]["words"]]
 CURRENCIES: Final = "|".join((*(rf"{word}(?!\w)" for word in _LISTS["money"]["words"]), *_LISTS["money"]["signs"]))
+_MONEY_BEHIND: Final = lazy(rf"[ \u00a0\u202f]?(?:{CURRENCIES})", re.IGNORECASE)
+_MONEY_BEFORE: Final = lazy(rf"(?<!\w)(?:{CURRENCIES})[ \u00a0]?\Z", re.IGNORECASE)
 PERIODS: Final = {  # in English, as arguments are named → in all languages
     unit: "|".join(said[n] for said in _LISTS["period"].values() if n < len(said) - 1)
     for n, unit in enumerate(("minute", "hour", "day", "week", "month", "quarter", "year"))
@@ -123,6 +125,11 @@ def synonyms(verb: str) -> frozenset[str]:
 def scale_of(value: object) -> Mapping[str, frozenset[str]]:
     """Return the choices of which a value is one, with the words for each."""
     return next((scale for scale in _SCALES if value in scale), {})
+
+
+def is_money(text: str, start: int, end: int) -> bool:
+    """Return True if a currency stands next to a number."""
+    return bool(_MONEY_BEHIND.match(text, end) or _MONEY_BEFORE.search(text[max(0, start - 12) : start]))
 
 
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:

@@ -255,6 +255,7 @@ class _Check:
                 if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
+                moneyed = {*languages()[0].data["moneyed"], *languages()[0].coins}
                 rate = any(argument is calc.of[0] and calc.op == "percent" for calc in calcs)
                 scale = _scale(profile, name, (value,))
                 yield need(
@@ -271,7 +272,7 @@ class _Check:
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=_joined(argument),
-                    moneyed=not {*words_of(name)}.isdisjoint(languages()[0].data["moneyed"]),
+                    moneyed=not moneyed.isdisjoint(words_of(name)),
                     rate=rate or "per" in words_of(name),
                     unit=PERCENT if rate else UNITS.get(" ".join(words_of(name))),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),

@@ -16,7 +16,15 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import languages, singular, words_of
-from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, PERCENT, Place, Texts, Unit, leading
+from langchain_runtime_authz.mandate.message_places import (
+    CHANGED,
+    DIRECTIONS,
+    PERCENT,
+    Place,
+    Texts,
+    Unit,
+    leading,
+)
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import (
     QUOTE,
@@ -24,6 +32,7 @@ from langchain_runtime_authz.mandate.plain_orders import (
     WHEN,
     Known,
     changes_nothing,
+    is_money,
     says,
     starts_of,
     unclear,
@@ -86,6 +95,7 @@ class Placing:
     def __init__(self, words: Texts, known: Known, needs: Iterable[NeededValue]) -> None:
         self.words, self.known = words, known
         self.claims: dict[str, list[BackedPlace]] = {}
+        self.torn = set[str]()  # steps whose values are mixed with those of a lost step
         values = [list[tuple[int, int]]() for _ in words.segments]
         dates = [list[tuple[int, int]]() for _ in words.segments]
         for need in needs:
@@ -164,7 +174,7 @@ class Placing:
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
         """Return step id → reason: "Bob 45 and Carol 3000", "45 each" for one step."""
-        found: dict[str, str] = {}
+        found = dict.fromkeys(self.torn, "its values and those of another step are mixed in the words")
         taken = Counter(c.place for step, _ in orders for c in self.claims[step.id] if c.need.alone)
         for step, _ in orders:
             if any(taken[c.place] == 1 and self._each(c.need, c.place) for c in self.claims[step.id]):
@@ -225,6 +235,8 @@ class Placing:
         for place in places:
             text = self.words.segments[place.segment].text
             unit, before = need.unit and need.unit.match(text, place.end), text[: place.start]
+            if not need.moneyed and isinstance(need.value, int | float) and is_money(text, place.start, place.end):
+                continue  # "$5 pens" are not 5 pens
             changed = unit and CHANGED.search(before)
             if changed and (need.strict or need.unit is PERCENT or not need.verbs.isdisjoint(("set", "update"))):
                 continue  # "raise it by 6"
@@ -333,13 +345,15 @@ class Placing:
     def _listed(self, placed: Sequence[BackedPlace], deed: str) -> bool:
         """Return True unless a value is shared outside a list of others."""
         mine = {c.place for c in placed}
-        for claims in reversed(self.claims.values()):
+        for sharer, claims in reversed(self.claims.items()):
             others = {c.place for c in claims if c.deed not in ("", deed)}
             if shared := mine & others:
                 first, last = sorted(span_of_places(places - shared or places) for places in (mine, others))
                 alike = len(mine) == len(others) > len(shared)
                 outside = not any(_overlap(place, group) for place in shared for group in (first, last))
                 listed = self._parts(first.segment, first.end, last.start)
+                if alike and _overlap(first, last):
+                    self.torn.add(sharer)
                 return alike and outside and listed and not any(map(self._in_list, shared))
         return True
 

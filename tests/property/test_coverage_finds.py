@@ -173,7 +173,7 @@ class Planted:
 
 def told(report: Any) -> set[tuple[str, str, str]]:
     """What the report says is open: not governed, or behind the backstop alone."""
-    passes = "passes: `authz.guard` it"  # a tool that is guarded in place, where plain code holds it
+    passes = "outside runs pass; `authz.guard` it"  # a tool that is guarded in place, where plain code holds it
     return {
         (r.kind, r.graph, r.name) for r in report.rows
         if not r.governed or r.layers == ("ambient hook",) or (r.kind == "tool" and passes in r.note)
