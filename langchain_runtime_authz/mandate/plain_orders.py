@@ -58,9 +58,17 @@ def _lexer() -> str:
         said = {language: "|".join(sorted(one, key=len, reverse=True)) for language, one in words.items()}
         others = "|".join(said.pop(key) for key in ("zh", "signs") if key in said)
         unspaced += [f"(?P<{kind}_>{others})"] if others else []
-        spaced += [f"(?P<{kind}>{'|'.join(said.values())})".replace(r"\w", _SPACED)] if said else []
+        begin = _first_letters([rule for language in said for rule in words[language]])
+        spaced += [f"(?P<{kind}>{begin}(?:{'|'.join(said.values())}))".replace(r"\w", _SPACED)] if said else []
     whole = rf"(?<!{_SPACED})(?:{'|'.join(spaced)})(?:(?<=['\u2019])|(?!-?{_SPACED}))"
     return "|".join((whole, *unspaced))
+
+
+def _first_letters(rules: Sequence[str]) -> str:
+    """Return a look-ahead for the first letters of rules, or "" if it needs more."""
+    if not all(rule[0].isalpha() and rule[1:2] not in ("?", "*", "{") for rule in rules):
+        return ""
+    return f"(?=[{''.join(sorted({rule[0] for rule in rules}))}])"
 
 
 def _lower(text: str) -> str:

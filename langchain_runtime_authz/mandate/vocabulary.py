@@ -62,7 +62,6 @@ class ToolWords:
         self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
         begun = (first for order in profile.orders for first in first_items(parse_pattern(order)))
         self.verbs = {*begun, *(said.split()[0].lower() for said in self.entries)}
-        self.said = frozenset(singular(item) for item in items_in(*profile.orders) if item[0] != "{")  # words of orders
 
     @cached_property
     def arguments(self) -> dict[str, NamedArgument]:
@@ -79,6 +78,11 @@ class ToolWords:
         """The orders, each with True if it is suggested; then it is read strictly."""
         own = [(parse_pattern(order), False) for order in self.profile.orders]
         return own + [(parse_pattern(order), True) for verb in self.entries for order in suggested_orders(self, verb)]
+
+    @cached_property
+    def said(self) -> frozenset[str]:
+        """The words of the profile's orders."""
+        return frozenset(singular(item) for item in items_in(*self.profile.orders) if item[0] != "{")
 
     @cached_property
     def coin(self) -> str:
