@@ -247,15 +247,16 @@ class _Check:
         verbs = _verbs(step.tool, profile) if profile.side_effect else frozenset()
         every = [(name, part) for name, whole in args.items() for part in model.parts_of(whole)]
         calcs = [part for _, part in every if isinstance(part, model.Calc)]
+        money = {*languages()[0].data["moneyed"], *languages()[0].coins}
         need = partial(NeededValue, strict=profile.effect in RISKY, order=profile.side_effect, verbs=verbs)
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             listed = as_list(as_mapping(self.schemas[step.tool].get(name)).get("enum"))
+            moneyed = not money.isdisjoint(words_of(name))
             for value in _values(argument):
                 if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
-                moneyed = {*languages()[0].data["moneyed"], *languages()[0].coins}
                 rate = any(argument is calc.of[0] and calc.op == "percent" for calc in calcs)
                 scale = _scale(profile, name, (value,))
                 yield need(
@@ -272,7 +273,7 @@ class _Check:
                     ends=command and long,
                     shares=isinstance(argument, model.OneOf),
                     joined=_joined(argument),
-                    moneyed=not moneyed.isdisjoint(words_of(name)),
+                    moneyed=moneyed,
                     rate=rate or "per" in words_of(name),
                     unit=PERCENT if rate else UNITS.get(" ".join(words_of(name))),
                     calculated=any(argument in calc.of and calc.op != "percent" for calc in calcs),

@@ -17,7 +17,7 @@ def const(value: object) -> dict[str, object]:
 
 
 def planned(*calls: Call) -> AIMessage:
-    """What a planner answers that orders just what the attacker wants."""
+    """Return a planner's answer that orders exactly what the attacker wants."""
     steps = [{"id": f"s{n}", "tool": tool, "args": {k: const(v) for k, v in args.items()}} for n, (tool, args) in enumerate(calls)]
     return says({"name": "Mandate", "args": {"steps": steps}, "id": "m"})
 
