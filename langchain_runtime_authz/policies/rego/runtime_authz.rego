@@ -58,7 +58,8 @@
 # How rules are written here. In Rego `not x > y` is undefined, not true, when an operand is missing,
 # and numbers compare with strings. So each condition is a positive rule with type checks, and what
 # denies is `not <rule>`. `x in y` also looks into an object's values, so lists are checked to be lists:
-# data of another shape takes no demand away. Only builtins native to Wasm are used, nothing of the input
+# data of another shape takes no demand away. A rule of a set names its action in full (not `is_call`), so
+# that OPA's index skips it for other actions. Only builtins native to Wasm are used, nothing of the input
 # is echoed, and time is `input.context.now`.
 package runtime_authz
 
@@ -237,12 +238,12 @@ holds("le", limit, value) if {
 is_model if input.action.name == "model/call"
 
 denied contains "no_permit" if {
-	is_model
+	input.action.name == "model/call"
 	not model_formed
 }
 
 denied contains "model" if {
-	is_model
+	input.action.name == "model/call"
 	not model_listed
 }
 
@@ -282,7 +283,7 @@ withheld := {
 }
 
 obliged contains obligation if {
-	is_model
+	input.action.name == "model/call"
 	count(withheld.tools) + count(withheld.provider_tools) > 0
 	obligation := {"id": "withhold", "type": "withhold_tools", "properties": withheld}
 }
@@ -299,50 +300,50 @@ denied contains "grant_depth" if {
 is_call if input.action.name == "tools/call"
 
 denied contains "no_permit" if {
-	is_call
+	input.action.name == "tools/call"
 	not call_formed
 }
 
 denied contains "grant_tool" if {
-	is_call
+	input.action.name == "tools/call"
 	not tool_granted
 }
 
 denied contains "grant_argument" if {
-	is_call
+	input.action.name == "tools/call"
 	not arguments_granted
 }
 
 denied contains "grant_data_class" if {
-	is_call
+	input.action.name == "tools/call"
 	not data_class_granted
 }
 
 denied contains "grant_sink" if {
-	is_call
+	input.action.name == "tools/call"
 	not sink_granted
 }
 
 denied contains "stale_plan" if {
-	is_call
+	input.action.name == "tools/call"
 	not plan_current
 }
 
 denied contains "unplanned" if {
-	is_call
+	input.action.name == "tools/call"
 	as_planned
 	not planned
 }
 
 # The model announced something else in this place: arguments, tool or id were exchanged since.
 denied contains "plan_changed" if {
-	is_call
+	input.action.name == "tools/call"
 	not as_planned
 }
 
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
 denied contains "data_changed" if {
-	is_call
+	input.action.name == "tools/call"
 	data_changed
 }
 
@@ -364,23 +365,21 @@ plan_formed if {
 
 effects_only(names) if {
 	is_array(names)
-	every name in names {
-		name in known_effects
-	}
+	count({name | some name in names} - known_effects) == 0
 }
 
 denied contains "anonymous" if {
-	is_call
+	input.action.name == "tools/call"
 	not subject_sufficient
 }
 
 denied contains "not_attested" if {
-	is_call
+	input.action.name == "tools/call"
 	not attested_enough
 }
 
 denied contains "unprofiled" if {
-	is_call
+	input.action.name == "tools/call"
 	not profiled
 	not unprofiled_bearable
 }
@@ -408,12 +407,12 @@ denied contains "forbidden" if {
 forbidden if standing == "forbidden"
 
 denied contains "data_flow" if {
-	is_call
+	input.action.name == "tools/call"
 	not flow_bearable
 }
 
 denied contains bounds[name] if {
-	is_call
+	input.action.name == "tools/call"
 	some name in tripped
 }
 
@@ -536,27 +535,26 @@ places := {
 	"max_seconds": ["lease", "seconds"],
 }
 
-measured := {name: object.get(input.context, place, null) | some name, place in places}
-
-tripped contains name if {
-	some name, bound in cfg.anomaly
+# The bounds that are in force: has the request reached them?
+reached := {name: is_reached |
+	some name, [part, field] in places
+	bound := cfg.anomaly[name]
 	is_number(bound)
-	is_number(measured[name])
-	measured[name] >= bound
+	amount := input.context[part][field]
+	is_number(amount)
+	is_reached := amount >= bound
+}
+
+tripped contains name if some name, true in reached
+
+unbounded contains name if {
+	some name, null in cfg.anomaly
+	places[name]
 }
 
 bounds_formed if {
 	is_object(cfg.anomaly)
-	every name, bound in cfg.anomaly {
-		bound_formed(bound, measured[name])
-	}
-}
-
-bound_formed(null, _)
-
-bound_formed(bound, amount) if {
-	is_number(bound)
-	is_number(amount)
+	count(cfg.anomaly) == count(reached) + count(unbounded)
 }
 
 default rotation := []
@@ -585,13 +583,13 @@ backed := input.context.call.mandate.backed
 not_ordered if standing in {"outside", "none"}
 
 effect_denies if {
-	is_call
+	input.action.name == "tools/call"
 	profiled
 	not effect_bearable
 }
 
 effect_asks if {
-	is_call
+	input.action.name == "tools/call"
 	profiled
 	some name in effects
 	effect_verdict(name) == "ask"
@@ -651,12 +649,12 @@ verdicts contains input.resource.properties.verdict
 verdicts contains reached.verdict if some reached in reaches
 
 denied contains "verdict" if {
-	is_call
+	input.action.name == "tools/call"
 	"deny" in verdicts
 }
 
 asked contains "verdict" if {
-	is_call
+	input.action.name == "tools/call"
 	"ask" in verdicts
 }
 
@@ -718,13 +716,13 @@ flow_bearable_to(to) if {
 }
 
 asked contains "unprofiled" if {
-	is_call
+	input.action.name == "tools/call"
 	not profiled
 	unprofiled_verdict == "ask"
 }
 
 asked contains "data_flow" if {
-	is_call
+	input.action.name == "tools/call"
 	not declassified
 	some to in sinks
 	to != "none"
@@ -851,9 +849,9 @@ whole(number) if {
 }
 
 # Where `budget` and `notify` have rows for this call: under its effect, and under its tool.
-rows_of contains ["effects", effect] if is_call
+rows_of contains ["effects", effect] if input.action.name == "tools/call"
 
-rows_of contains ["tools", input.resource.id] if is_call
+rows_of contains ["tools", input.resource.id] if input.action.name == "tools/call"
 
 # Data that was written before there were such tables has none.
 budgets := object.get(cfg, "budget", {})
@@ -925,7 +923,7 @@ notices(verdict) := sort({obligation |
 redacted := object.get(cfg.redact, input.resource.id, [])
 
 obliged contains obligation if {
-	is_call
+	input.action.name == "tools/call"
 	obligation := {
 		"id": concat(":", ["rate", effect]),
 		"type": "rate_limit",
@@ -934,7 +932,7 @@ obliged contains obligation if {
 }
 
 obliged contains obligation if {
-	is_call
+	input.action.name == "tools/call"
 	count(redacted) > 0
 	obligation := {"id": "redact", "type": "redact", "properties": {"fields": redacted}}
 }
