@@ -35,7 +35,7 @@ from langgraph.graph import MessagesState
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from tests.kill_rounds import World, arguments, forked
+from tests.kill_rounds import World, arguments, forked, load
 
 WORLD = 250  # rounds in one ledger
 LAPSE = 61.0
@@ -178,8 +178,8 @@ def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     given = arguments(__doc__, rounds=10)
-    with closing(WasmPDP()) as engine:  # loaded once for all processes; once closed, it has no thread
-        RuntimeAuthz(pdp=engine)
+    with closing(WasmPDP()) as engine:  # once closed, it has no thread
+        load(engine, PROFILES, ". ".join(ORDERS))
     broken = False
     for begun in range(0, given.rounds, WORLD):  # a list of questions ends at 1,000
         with tempfile.TemporaryDirectory() as folder:

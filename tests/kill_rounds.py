@@ -292,8 +292,15 @@ def arguments(doc: str | None, *flags: str, **numbers: int) -> argparse.Namespac
     return parser.parse_args()
 
 
+def load(pdp: Any, profiles: dict[str, ToolProfile], task: str = "Pay") -> None:
+    """Decide a payment here: what that loads and compiles, all processes have, as they are forks of this one."""
+    with RuntimeAuthz(pdp=pdp, profiles=profiles).session(subject="alice", task=task) as session:
+        session.decide("pay", {"recipient": "DE21", "amount": 45})
+
+
 def main() -> None:
     given = arguments(__doc__, rounds=30)
+    load(StaticPDP(permit=True), PROFILES)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)
         found = rounds(world, given.rounds, given.seed)

@@ -3,23 +3,37 @@
 `.ci/long` runs a thousand rounds on SQLite and two hundred on PostgreSQL.
 """
 
+import io
 import json
-import subprocess
+import multiprocessing as mp
 import sys
-from pathlib import Path
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+FORKS = mp.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.death_rounds", "tests.revocation_rounds"])  # imported once, for the processes of all rounds
+
+
+def played(out: Connection, module: str, *args: str) -> None:
+    """Play rounds in this process, and send what they print."""
+    sys.argv = [module, *args]
+    with redirect_stdout(io.StringIO()) as said, suppress(SystemExit):
+        import_module(f"tests.{module}").main()
+    out.send(said.getvalue())
 
 
 def play(*args: str, module: str = "kill_rounds") -> dict[str, Any]:
     """Rounds in processes of their own, and what they found."""
-    command = [sys.executable, "-m", f"tests.{module}", *args]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    here, there = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=played, args=(there, module, *args))
+    process.start()
+    there.close()
+    found: dict[str, Any] = json.loads(here.recv().splitlines()[-1])
+    process.join()
     print(found)
     return found
 

@@ -24,6 +24,7 @@ from psycopg import sql
 
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.ledger.schema import MIGRATIONS, SCHEMA
+from tests.cli import cli
 from tests.threads import until
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,7 @@ def own(number):
         counts["own"] += said == "permit"
         if said != "permit":
             wrong.append(said)
+        time.sleep(0.02)
 
 def purse():
     while going:
@@ -107,15 +109,13 @@ class Package:
     def _env(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def cli(self, *args: str) -> subprocess.CompletedProcess[str]:
-        code = f"import sys; from langchain_runtime_authz.cli import app; app({list(args)!r})"
-        return subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=self.store.folder, env=self._env(), capture_output=True, text=True)
-
     def schema(self, command: str, *args: str) -> int:
         """Run a command of the ledger's owner and return the schema's version."""
-        done = self.cli("ledger", command, self.store.where, *self.store.named, *args)
-        assert done.returncode == 0, done.stderr
-        return int(re.findall(r"^schema +(\d+)", done.stdout, re.MULTILINE)[0])
+        words = ["ledger", command, self.store.where, *self.store.named, *args]
+        code = f"from langchain_runtime_authz.cli import app; app({words!r})"
+        other = [sys.executable, "-W", "ignore", "-c", code]
+        said = cli(*words).stdout if self.tree == ROOT else subprocess.check_output(other, cwd=self.store.folder, env=self._env(), text=True)
+        return int(re.findall(r"^schema +(\d+)", said, re.MULTILINE)[0])
 
     def start(self) -> Worker:
         return Worker(self)
@@ -219,14 +219,14 @@ def test_an_upgrade_and_a_rollback_under_load_lose_nothing(store: Store, older: 
     if admitted:
         running.go_on()
     assert {running.ask(f"pay {thread}") for thread in ("first", "second")} == ({"revoked"} if admitted else late)
-    listed = new.cli("calls", "list", store.where, *store.named, "--json")
+    listed = cli("calls", "list", store.where, *store.named, "--json")
     assert [one["thread"] for one in json.loads(listed.stdout)] == ["doubt"]
     spent = upgraded.stop()["purse"]
 
     if before < SCHEMA:  # back, under load
         assert new.schema("downgrade", "--to", str(before), "--yes", "--forget-doubts") == before
-        refused = new.cli("approvals", "list", store.where, *store.named)
-        assert (refused.returncode, "ledger_schema" in refused.stderr) == (2, True)
+        refused = cli("approvals", "list", store.where, *store.named)
+        assert (refused.exit_code, "ledger_schema" in refused.stderr) == (2, True)
     running.go_on()
     assert [running.ask(f"pay {thread}") for thread in ("first", "second")] == ["revoked", "revoked"]
 
