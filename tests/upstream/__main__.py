@@ -88,7 +88,7 @@ def run(package: str, suite: dict[str, Any], variant: str, needs: Path, only: li
             "LRA_READS": " ".join(suite.get("reads", [])),
         }
         options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "plugin", "--tb=short"]
-        workers = [] if only else ["-n", "2"]
+        workers = [] if only or suite["tier"] == "ci" else ["-n", "2"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *workers, *(only or [suite["tests"]])],
             cwd=work, env=env, capture_output=True, text=True, check=False,
