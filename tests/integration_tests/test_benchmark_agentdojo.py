@@ -28,7 +28,7 @@ SUITES = ("workspace", "banking")
 BY_NAME = {r.name: r for r in ROWS}
 NOBODY, ASKING = BY_NAME[f"{PLAN}, nobody to ask"], BY_NAME[f"{PLAN}, asks, 0 % unread"]
 WORDS = BY_NAME["words, nobody to ask"]
-PAIRS = 5  # spread over all
+PAIRS = 3  # spread over all
 
 
 @pytest.fixture(scope="module", params=SUITES)

@@ -50,7 +50,7 @@ class Load:
                 import jwt
 
                 self.refused.append((started, jwt.get_unverified_header(token)["kid"], exc.code))
-            time.sleep(0.002)
+            time.sleep(0.02)
 
     def __enter__(self) -> Load:
         for thread in self.threads:
@@ -85,7 +85,7 @@ class Thief:
                 self.accepted.append(started)
             except CredentialError as exc:
                 assert exc.code == "credential_key"
-            time.sleep(0.005)
+            time.sleep(0.02)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.bundles import Key, files, put
 
-RELOADS = int(os.environ.get("LRA_RELOADS", "60"))
+RELOADS = int(os.environ.get("LRA_RELOADS", "24"))
 THREADS = 8
 KEY = Key()
 DENY_WRITES = {"effects": {"write": "deny"}}
