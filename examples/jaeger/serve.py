@@ -54,7 +54,7 @@ def serving(binary: str) -> Iterator[Jaeger]:
                 raise RuntimeError(f"Jaeger did not start: {log.read().decode()[-2000:]}")
             yield found
         finally:
-            process.terminate()
+            process.kill()  # asked to end, it waits ten seconds for its connections; its storage is in memory
             process.wait()
 
 

@@ -24,7 +24,7 @@ from ..traces import Shown, of_jaeger, tree
 ROOT = Path(__file__).parents[2]
 BINARY = os.environ.get("LRA_JAEGER", "")
 
-pytestmark = pytest.mark.skipif(not BINARY, reason="LRA_JAEGER names no Jaeger; `.ci/services` builds one")
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(not BINARY, reason="LRA_JAEGER names no Jaeger; `.ci/services` builds one")]
 
 
 def example(name: str) -> Any:

@@ -9,7 +9,7 @@ from tests.real_graphs.shape import Shape
 from tests.real_graphs.table import Played, played, questions, tables
 from tests.unit_tests import test_real_graphs as unit
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile")
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:.*without a profile")]
 
 
 @pytest.mark.parametrize("name", shapes.NEEDS_DEEPAGENTS)
