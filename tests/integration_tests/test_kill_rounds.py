@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)
 FORKS = mp.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.death_rounds", "tests.revocation_rounds"])  # imported once, for the processes of all rounds
 
@@ -38,7 +39,6 @@ def play(*args: str, module: str = "kill_rounds") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 6), ("postgres", 3)])
 def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
     """Bookings, revocations, dead jtis, the audit chain and its anchor, after every round."""
@@ -48,13 +48,6 @@ def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
     assert found["acknowledged"] > 0
 
 
-@pytest.mark.timeout(600)
-def test_without_protection_a_killed_process_pays_twice() -> None:
-    """The twin: the same graph, the same kills."""
-    assert play("--rounds", "60", "--seed", "1", "--twin")["broken"]
-
-
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 6), ("postgres", 3)])
 def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -> None:
     """In every order of entering again: never paid twice, and each new order says that the first has no outcome."""
@@ -62,13 +55,12 @@ def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -
     assert found["broken"] == [] and found["rounds"] == rounds
 
 
-@pytest.mark.timeout(600)
-def test_without_protection_it_is_paid_twice() -> None:
-    """The twin: a new order after the death."""
-    assert play("--rounds", "20", "--seed", "2", "--twin", module="death_rounds")["broken"]
+@pytest.mark.parametrize("module", ["kill_rounds", "death_rounds"])
+def test_without_protection_it_is_paid_twice(module: str) -> None:
+    """The twin: the same graph, the same kills; a new order after the death."""
+    assert play("--rounds", "60", "--seed", "1", "--twin", module=module)["broken"]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("tree", [(), ("--tree",)], ids=["thread", "agent of a tree"])
 @pytest.mark.parametrize("ledger", ["sqlite", "postgres"])
 def test_all_processes_stop(ledger: str, tree: tuple[str, ...]) -> None:
@@ -79,7 +71,6 @@ def test_all_processes_stop(ledger: str, tree: tuple[str, ...]) -> None:
     assert found["decisions"] > trials * found["workers"] * 2
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("tree", [(), ("--tree",)], ids=["thread", "agent of a tree"])
 def test_without_a_revocation_they_go_on(tree: tuple[str, ...]) -> None:
     """The twin: another thread is revoked."""
