@@ -33,7 +33,7 @@ LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n")) 
 _PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
 
 
-def _any(name: str) -> str:
+def any_phrase(name: str) -> str:
     """Return a regular expression for the phrases of `name` in all languages."""
     return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
 
@@ -42,8 +42,8 @@ def _any(name: str) -> str:
 # message, or looks like the header of a mail.
 _MARK: Final = lazy(
     r"^[ \t]*(?:(?P<quote>>|#{1,6} |\|(?=[^\n]*\|[ \t]*$)|[A-Za-z_][\w.]*\((?=[^\n]*\)[ \t]*;?[ \t]*$))"
-    rf"|(?P<rule>([-=*_])\3{{2,}}[ \t]*$)|(?P<forward>{_any('forwarded')})"
-    rf"|(?P<header>\*{{0,2}}(?:(?P<sender>{_any('sender')})|(?P<subject>{_any('subject')})|{_any('header')})\*{{0,2}}[ \t]*:)"
+    rf"|(?P<rule>([-=*_])\3{{2,}}[ \t]*$)|(?P<forward>{any_phrase('forwarded')})"
+    rf"|(?P<header>\*{{0,2}}(?:(?P<sender>{any_phrase('sender')})|(?P<subject>{any_phrase('subject')})|{any_phrase('header')})\*{{0,2}}[ \t]*:)"
     r")[^\n]*\n?",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -142,14 +142,14 @@ _NEGATES: Final = lazy(
     "|".join((rf"\b(?:{_NEGATING})\b(?! (?:later|more|less) than\b)", *_PHRASES["negates"]["signs"])), re.IGNORECASE
 )
 _CONTINUES: Final = lazy(
-    rf"(?:(?:{_any('before_continues')})[,!. ]{{1,3}}){{0,3}}(?:{_any('continues')})(?:[, ](?:{_any('behind_continues')}))?",
+    rf"(?:(?:{any_phrase('before_continues')})[,!. ]{{1,3}}){{0,3}}(?:{any_phrase('continues')})(?:[, ](?:{any_phrase('behind_continues')}))?",
     re.IGNORECASE,
 )
 _WORD: Final = lazy(r"[^\W\d_]+")
-_AHEAD: Final = f"(?:{_any('before_pronouns')}|{_any('before_continues')})\\b"
+_AHEAD: Final = f"(?:{any_phrase('before_pronouns')}|{any_phrase('before_continues')})\\b"
 _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "Tom will label it"
-    rf"(?:,|\b(?:{_any('before_pronouns')}))(?: {_AHEAD}){{0,3}} (?!{_AHEAD})"
-    rf"(?:([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])|([^\W\d_]+(?:-[^\W\d_]+)?))",
+    rf"(?:,|\b(?:{any_phrase('before_pronouns')}))(?: {_AHEAD}){{0,3}} (?!{_AHEAD})"
+    rf"(?:([^\W\d_]+)(?: to)? ({any_phrase('pronouns')})\b(?!['\u2019])|([^\W\d_]+(?:-[^\W\d_]+)?))",
     re.IGNORECASE,
 )
 DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
@@ -159,14 +159,14 @@ _SHORT: Final = 60  # characters of a message that only says to go on
 _NAME: Final = 2  # words of a name
 _COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
 _SCALED, _TIMES, PERCENT, _HOUR = (
-    lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
+    lazy(f"[ \u00a0\u202f]?(?:{any_phrase(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
 )
 UNITS: Final = {"percent": PERCENT, "percentage": PERCENT} | {  # by an argument's name: "week", "time per day"
     f"{times}{unit}": lazy(rf"{before}\s?(?:{said})(?!\w)", re.IGNORECASE)
     for unit, said in PERIODS.items()
-    for times, before in (("", ""), ("time per ", rf" ?(?:{_any('times')})? ?(?:{_any('per')})"))
+    for times, before in (("", ""), ("time per ", rf" ?(?:{any_phrase('times')})? ?(?:{any_phrase('per')})"))
 }
-CHANGED, _AT = (lazy(rf"(?<!\w)(?:{_any(name)}) \Z", re.IGNORECASE) for name in ("changed_by", "at"))
+CHANGED, _AT = (lazy(rf"(?<!\w)(?:{any_phrase(name)}) \Z", re.IGNORECASE) for name in ("changed_by", "at"))
 _MONEY: Final = lazy(
     rf"[ \u00a0\u202f]?(?:[A-Z]{{3}}\b|(?i:{CURRENCIES}))|[^\n]{{0,3}}?(?:[A-Z]{{3}}|(?i:{CURRENCIES}))[ \u00a0]?\Z"
 )

@@ -111,7 +111,7 @@ class Placing:
 
     def read(self, needs: Sequence[NeededValue]) -> Placed:
         """Find positions for the values of a read. The values may stand in any sentence."""
-        found = [(need, self._choices(need)) for need in needs]
+        found = [(need, self.choices(need)) for need in needs]
         if unsaid := [need for need, places in found if not places]:
             return [], self._unsaid(unsaid[0])
         return [BackedPlace(places[-1], "", need) for need, places in found], None
@@ -123,7 +123,7 @@ class Placing:
         """
         choices, before = [], list[BackedPlace]()
         for need in needs:
-            found = self._choices(need)
+            found = self.choices(need)
             inside = [place for place in found if place.segment >= self.words.newest]
             movable = profile.inside and not (need.dictated or need.ends or need.counts or need.joined)
             if found and not inside and movable:
@@ -148,7 +148,7 @@ class Placing:
                 why = "it shares a value with a step that stands elsewhere in the words"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (other := self._says(left)) is not None:
+            elif (other := self.says_any(left)) is not None:
                 why = f"the words say {other!r}, but the step does not"
             elif (wrong := self._misplaced(profile, placed)) is not None:
                 why = f"`{wrong}`: the words before its value mean another argument"
@@ -162,7 +162,7 @@ class Placing:
         """Return why no sentence orders a step without values but with `reads`, or None."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         newest = self.words.newest
-        anchors = [self._sentence(place) for need in needs for place in self._choices(need) if place.segment >= newest]
+        anchors = [self._sentence(place) for need in needs for place in self.choices(need) if place.segment >= newest]
         sentences = [at for at in [*anchors, *self._newest()] if self._said(at).strip()]
         doubts = [self._doubt(*at, verbs) for at in sentences]
         return None if None in doubts else next(reversed(doubts), "the user's words order nothing")
@@ -216,7 +216,7 @@ class Placing:
         said = [self._said(at) for at in {self._sentence(claim.place) for claim in self.claims[step]}]
         return not said or any(says("thing", text, self.known) for text in said)
 
-    def _choices(self, need: NeededValue) -> list[Place]:
+    def choices(self, need: NeededValue) -> list[Place]:
         """Return the positions of a need's value after the last place that prohibits it."""
         said, forbidden = self._places(need)
         last = max((p for p in forbidden if not need.order or p.segment < self.words.newest), default=None)
@@ -378,7 +378,7 @@ class Placing:
                 end = max(end, last)
         return True
 
-    def _says(self, choices: Iterable[str]) -> str | None:
+    def says_any(self, choices: Iterable[str]) -> str | None:
         said = "\n".join(map(self._said, self._newest()))
         return next((c for c in choices if c and re.search(rf"(?i){_bounded(c)}", said)), None)
 

@@ -7,9 +7,10 @@ correction ends this lease, so that further steps of the old run are denied. Onl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from itertools import islice, takewhile
+from typing import Final, Literal, NamedTuple
 
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
@@ -22,6 +23,7 @@ from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
+from langchain_runtime_authz.mandate.follow_ups import TurnBefore
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import call_mandate, corrections
 from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
@@ -30,9 +32,11 @@ from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, EntryState, Flow, Load, Perform, Run, new_id
-from langchain_runtime_authz.pep.thread_memory import earlier_texts, newest_turn
+from langchain_runtime_authz.pep.thread_memory import Turn, earlier_texts, newest_turn, turns_before
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
+
+_TURNS_BEFORE: Final = 8  # turns whose orders the newest one may repeat
 
 
 class OpenedEntry(NamedTuple):
@@ -117,10 +121,12 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     said, planner = newest_turn(known.log), run.engine.planner
     if planner is None or not said.texts:
         return None
-    name = f"mandate:{said.key}"
-    kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
+    name, older = f"mandate:{said.key}", [*islice(turns_before(known.log, said), _TURNS_BEFORE)]
+    kept: Snapshot = yield Load(run.scope, Query(marks=(name, *(f"mandate:{turn.key}" for turn in older))))
     if name not in kept.marks:
-        given = said.texts, earlier_texts(known.log, said), local_day(run.engine.zone, said.at)
+        today = local_day(run.engine.zone, said.at)
+        before = _ordered_before(kept, takewhile(lambda t: local_day(run.engine.zone, t.at) == today, older))
+        given = said.texts, earlier_texts(known.log, said), today, before
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
         if found is not None:
             found = found.of("planner", name)
@@ -128,6 +134,16 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
         yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
         kept = yield Load(run.scope, Query(marks=(name,)))  # another process may have been first
     return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
+
+
+def _ordered_before(kept: Snapshot, turns: Iterable[Turn]) -> tuple[TurnBefore, ...]:
+    """Return what the turns right before ordered, the newest last, back to one that ordered nothing."""
+    found = list[TurnBefore]()
+    for turn in turns:
+        if len(turn.texts) > 1 or not (mandate := kept.marks.get(f"mandate:{turn.key}")):
+            break
+        found.insert(0, TurnBefore(turn.texts[0], Mandate.model_validate_json(mandate)))
+    return tuple(found)
 
 
 def _take_lease(

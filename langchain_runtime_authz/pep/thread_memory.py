@@ -8,7 +8,7 @@ in it count as `unknown`, and the policy asks. All agents of a thread share one 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, NamedTuple
@@ -201,6 +201,15 @@ def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
     older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
     own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)
     return tuple(t.text for t in own)[::-1]
+
+
+def turns_before(log: Sequence[HumanText], turn: Turn) -> Iterator[Turn]:
+    """Yield the user's turns right before a turn, the newest first. An answer ends them."""
+    while turn.texts:
+        epoch = int(turn.key.partition(":")[0])
+        turn = newest_turn([t for t in log if t.epoch < epoch])
+        if turn.texts:
+            yield turn
 
 
 def _is_data(text: HumanText) -> bool:

@@ -259,3 +259,26 @@ def test_what_another_process_read_anew_does_not_count_as_it_was(go: Any) -> Non
                 accounts.append(EVE)
                 ours[0].data_changed("bills")
         assert (("pay", BOB, 45.0) in house.ran) is not bool(places)
+
+
+FOLLOWED = {  # the second message, what the agent then pays, and whether it is ordered
+    "the same for another": ("Mach dasselbe für Carol", pay("Carol"), True), "that, but another amount": ("Mach dasselbe für Carol", pay("Carol", 46), False),
+    "an answer to what the agent asked": ("Carol auch", pay("Carol"), False), "the first one again": ("Mach dasselbe für Carol", pay("Bob"), False),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_a_message_repeats_the_order_right_before_it(name: str, go: Any) -> None:
+    """Unless the user said something else in between. The agent's own words count for nothing. Unprotected all of it runs."""
+    said, then, ordered = FOLLOWED[name]
+    first, second = answer(order("Bob")), answer(order(*then[1].values()))
+    for between in (None, "Wie ist das Wetter?"):
+        asking = planner(first, *[answer()] * bool(between), second)
+        house, authz = House(), ours(planner=asking)
+        graph = graph_of(house, pay("Bob"), AIMessage("Done. Who else was at the party?"), *[AIMessage("Sunny.")] * bool(between), then, AIMessage("Done."))
+        plain, graph = graph_of(other := House(), pay("Bob"), AIMessage("Done."), then, AIMessage("Done.")), authz.protect(graph)
+        for text in filter(None, ("Zahle 45 EUR an Bob", between, said)):
+            state = told(authz, graph, human(text), THREAD, go=go)
+            go(plain, human(text), THREAD) if text != between else None
+        assert bool(asked(state)) is not (ordered and not between)
+        assert (len(house.ran), len(other.ran)) == (2 - bool(asked(state)), 2)

@@ -1,0 +1,49 @@
+"""Messages that only say new values for what the message before them ordered: "and T-6 too"."""
+
+import datetime
+import json
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.mandate.follow_ups import TurnBefore
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
+from langchain_runtime_authz.mandate.model import Compiled
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
+from tests.benchmarks.mandate_words import DATA
+
+from .test_plain_orders import PROFILES, SIGNATURES
+
+Call = list[Any]  # tool, arguments
+ROWS = [json.loads(line) for line in (DATA / "planner" / "conversations.jsonl").read_text(encoding="utf-8").splitlines()]
+TODAY = datetime.date(2026, 11, 30)
+
+
+def compiled(turns: list[str], before: list[list[Call]], calls: list[Call]) -> Compiled:
+    """What the last turn orders if a planner proposes `calls`, and `before` for the turns before it."""
+    known = list[TurnBefore]()
+    found = Compiled(None)
+    for n, (text, proposed) in enumerate(zip(turns, [*before, calls], strict=True)):
+        steps = [{"id": f"s{i}", "tool": tool, "args": args} for i, (tool, args) in enumerate(proposed)]
+        found = backed_part(load_mandate({"steps": steps}), [text], PROFILES, SIGNATURES, turns[:n], TODAY, known)
+        assert found.mandate is not None
+        known = [*known, TurnBefore(text, found.mandate)] if found.mandate.steps else []
+    return found
+
+
+def unasked(turns: list[str], before: list[list[Call]], calls: list[Call]) -> list[bool]:
+    found = compiled(turns, before, calls).mandate
+    assert found is not None
+    return [any(s.id == f"s{n}" for s in found.steps) and f"s{n}" not in found.confirm for n in range(len(calls))]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: " / ".join(row["turns"]))
+def test_a_message_with_values_alone_orders_what_the_message_before_it_says(row: dict[str, Any]) -> None:
+    """Each turn before it orders unasked, too. What another reading would order asks, alone and behind what is right."""
+    for n, calls in enumerate(row["before"]):
+        assert all(unasked(row["turns"][: n + 1], row["before"][:n], calls))
+    if row["right"]:
+        assert all(unasked(row["turns"], row["before"], row["right"]))
+    for wrong in row["wrong"]:
+        assert unasked(row["turns"], row["before"], [wrong]) == [False]
+        assert not unasked(row["turns"], row["before"], [*row["right"], wrong])[-1]
