@@ -108,7 +108,7 @@ def keep_follow_ups(
     message = _Message(text, [place for places in new for place in places.values()], len(new), check.placing.known)
     if not message.only_values:
         return
-    repeats = bool(before) and before[-1].text == earlier[-1]
+    repeats = bool(before) and before[-1].text == earlier[-1] and bool(before[-1].mandate.steps)
     answer = f"{earlier[-1].rstrip(' .')} {text}"
     found = [
         _repeated(check, step, places, message, before, ordered) if repeats else _ordered([step], answer, ordered)
@@ -150,7 +150,7 @@ def _repeated(
     given = on_days(step.model_copy(update={"args": check.without_defaults(step)}), profile, check.today)
     for turn in reversed(before):
         orders = turn.mandate.steps
-        if turn.mandate.confirm or not all(_alike(given, order, profile, new) for order in orders):
+        if not orders or turn.mandate.confirm or not all(_alike(given, order, profile, new) for order in orders):
             return None
         for order in orders:
             if (text := message.put(turn, order, given, new, schema)) is not None:
@@ -182,13 +182,13 @@ def _alike(step: Step, order: Step, profile: ToolProfile, new: Mapping[str, Plac
 
 
 def _apart(steps: Sequence[Mapping[str, Place]]) -> bool:
-    """Return True if the values of each step stand together: not "T-1 to Zoe" in "T-1, T-2, to Zoe"."""
+    """Return True if the values of each step stand together in the message."""
     hulls = sorted(span_of_places([*places.values()]) for places in steps)
     return all(one.end <= two.start for one, two in pairwise(hulls))
 
 
 def _without_spans(step: Step) -> Step:
-    """Return a step without positions: they are of a text that the user did not type."""
+    """Return a step without positions, as they are of a text that nobody typed."""
     args = {name: Const(value=a.value) for name, a in step.args.items() if isinstance(a, Const)}
     return step.model_copy(update={"args": args})
 

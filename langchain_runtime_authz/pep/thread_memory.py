@@ -204,7 +204,7 @@ def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
 
 
 def turns_before(log: Sequence[HumanText], turn: Turn) -> Iterator[Turn]:
-    """Yield the user's turns right before a turn, the newest first. An answer ends them."""
+    """Yield the user's turns right before a turn, the newest first."""
     while turn.texts:
         epoch = int(turn.key.partition(":")[0])
         turn = newest_turn([t for t in log if t.epoch < epoch])
