@@ -41,6 +41,9 @@ def explain(
         list[str], Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin.")
     ],
     profiles: Profiles,
+    after: Annotated[
+        list[str] | None, Option(metavar="TEXT", help="A message right before it; may be repeated, oldest first.")
+    ] = None,
     planner: Annotated[
         str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read.")
     ] = None,
@@ -58,13 +61,13 @@ def explain(
     called. Text in fences, after `>` or in a forwarded mail is material, and orders nothing.
 
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
+    runtime-authz mandate explain "and T-6 too" --after "Assign T-5 to Zoe" --profiles profiles.yaml
     runtime-authz mandate explain - --profiles profiles.yaml --graph my_agent:graph < request.txt
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
     from langchain_runtime_authz.facts.local_time import checked_zone, local_day
     from langchain_runtime_authz.mandate.description import described_mandate
     from langchain_runtime_authz.mandate.message_places import without_material
-    from langchain_runtime_authz.mandate.words import compile_words
     from langchain_runtime_authz.tool_profile import load_profiles
 
     said = [sys.stdin.read() if text == "-" else text for text in texts]
@@ -72,7 +75,7 @@ def explain(
     schemas = _schemas(declared, graph)
     today = local_day(checked_zone(zone), time.time()) if zone is not None else None
     given = declared, schemas, today
-    compiled = _planned(planner, said, *given) if planner else compile_words(said, *given)
+    compiled = _planned(planner, said, after or [], *given) if planner else _read(said, after or [], *given)
     found = compiled.mandate
     sentences = described_mandate(found, declared) if found is not None else []
     parts = sum(len(without_material(text)[1]) for text in said)
@@ -135,9 +138,28 @@ def _schemas(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[
     return {tool.name: schema_of(tool) for tool in tools_of(load_graph(graph))}
 
 
+def _read(
+    texts: list[str],
+    after: list[str],
+    declared: Mapping[str, ToolProfile],
+    schemas: Mapping[str, Any],
+    today: date | None,
+) -> Compiled:
+    from langchain_runtime_authz.mandate.model import Compiled
+    from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
+    from langchain_runtime_authz.mandate.words import compile_words
+
+    compiled = compile_words(texts, declared, schemas, today)
+    if compiled.mandate is None and len(texts) == 1:
+        found = compile_follow_up(texts[0], after, declared, schemas, today)
+        return Compiled(found) if found is not None else compiled
+    return compiled
+
+
 def _planned(
     target: str,
     texts: list[str],
+    after: list[str],
     declared: Mapping[str, ToolProfile],
     schemas: Mapping[str, Any],
     today: date | None,
@@ -145,9 +167,14 @@ def _planned(
     from langchain_core.language_models import BaseChatModel
 
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
+    from langchain_runtime_authz.mandate.follow_ups import TurnBefore
     from langchain_runtime_authz.pep.run import KnownTools
 
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
-    return ModelPlanner(model, KnownTools(declared, schemas)).compile(texts, today=today)
+    planner, before = ModelPlanner(model, KnownTools(declared, schemas)), list[TurnBefore]()
+    for n, text in enumerate(after):
+        found = planner.compile([text], after[:n], today, before).mandate
+        before = [*before, TurnBefore(text, found)] if found is not None and found.steps else []
+    return planner.compile(texts, after, today, before)

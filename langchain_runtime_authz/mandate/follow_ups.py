@@ -8,7 +8,7 @@ Zoe" behind "Assign T-5", counts as the end of the message before it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -73,23 +73,31 @@ class _Message:
     def put(
         self, base: TurnBefore, order: Step, step: Step, new: Mapping[str, Place], schema: Mapping[str, Any]
     ) -> str | None:
-        """Return the text of `base` with the new values of `step` in place of those of `order`.
+        """Return the text of `base` with new values in place of those of `order`.
 
         None if it is not clear which argument a value is for.
         """
-        said, text, at = base.said(order), "", 0
+        said = base.said(order)
         if not new.keys() <= said.keys():
             return None
-        shapes = {name: _shape(order.args[name], schema.get(name)) for name in said}
-        for name in sorted(new, key=lambda one: said[one]):
-            span, place, shape = said[name], new[name], _shape(step.args[name], schema.get(name))
+        shapes = {name: shape_of(order.args[name], schema.get(name)) for name in said}
+        for name, place in new.items():
             word = leading(self._masked[: place.start].rpartition(VALUE)[2])[0]
-            alike = [one for one in said if shapes[one] == shape]
+            alike = [one for one in said if shapes[one] == shape_of(step.args[name], schema.get(name))]
             exact = [one for one in alike if word and leading(base.text[: said[one].start])[0] == word]
-            if span.start < at or (exact or (alike if says("neutral", word, self.known) else [])) != [name]:
+            if (exact or (alike if says("neutral", word, self.known) else [])) != [name]:
                 return None
-            text, at = text + base.text[at : span.start] + self.text[place.start : place.end], span.end
-        return text + base.text[at:]
+        return replaced(base.text, [(said[name], self.text[p.start : p.end]) for name, p in new.items()])
+
+
+def replaced(text: str, parts: Iterable[tuple[Span, str]]) -> str | None:
+    """Return a text with other words in place of some parts; None if two overlap."""
+    found, at = "", 0
+    for span, words in sorted(parts):
+        if span.start < at:
+            return None
+        found, at = found + text[at : span.start] + words, span.end
+    return found + text[at:]
 
 
 def keep_follow_ups(
@@ -116,7 +124,7 @@ def keep_follow_ups(
         if message.kind == "do" or check.profiles[step.tool].inside
     ]
     if None not in found and len(found) == len(steps):
-        kept = {step.id: _without_spans(step) for step in found if step is not None}
+        kept = {step.id: without_spans(step) for step in found if step is not None}
         check.kept, check.followed = check.kept | kept, {*kept}
         check.lost = {step: why for step, why in check.lost.items() if step not in kept}
 
@@ -187,14 +195,14 @@ def _apart(steps: Sequence[Mapping[str, Place]]) -> bool:
     return all(one.end <= two.start for one, two in pairwise(hulls))
 
 
-def _without_spans(step: Step) -> Step:
+def without_spans(step: Step) -> Step:
     """Return a step without positions, as they are of a text that nobody typed."""
     args = {name: Const(value=a.value) for name, a in step.args.items() if isinstance(a, Const)}
     return step.model_copy(update={"args": args})
 
 
-def _shape(argument: Argument, schema: object) -> object:
-    """Return what a value looks like: a choice, a number, a date, or the kinds of signs in it."""
+def shape_of(argument: Argument, schema: object) -> object:
+    """Return what a value looks like: its choices, its kinds, or its telling signs."""
     value = next(iter(values_of(argument)), None)
     if value in (choices := as_list(as_mapping(schema).get("enum"))):
         return choices

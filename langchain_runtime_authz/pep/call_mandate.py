@@ -17,7 +17,7 @@ from langchain_runtime_authz.mandate.read_outputs import TaskKey
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Run
-from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn
+from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn, turns_before
 from langchain_runtime_authz.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -82,11 +82,16 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
     # Imported at first use, so that importing the package stays fast.
+    from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
     from langchain_runtime_authz.mandate.words import compile_words
 
-    tools, today = run.engine.tools, local_day(run.engine.zone, said.turn.at)
+    tools, turn, zone = run.engine.tools, said.turn, run.engine.zone
+    known = tools.declared, tools.schemas, local_day(zone, turn.at)
     try:
-        found = compile_words(said.turn.texts, tools.declared, tools.schemas, today).mandate
+        found = compile_words(turn.texts, *known).mandate
+        if found is None and len(turn.texts) == 1:
+            before = [older.texts[0] for older in turns_before(said.log, turn, zone)]
+            found = compile_follow_up(turn.texts[0], before[::-1], *known)
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None

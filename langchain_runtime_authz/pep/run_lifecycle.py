@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from itertools import islice, takewhile
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
@@ -35,8 +34,6 @@ from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, EntryState
 from langchain_runtime_authz.pep.thread_memory import Turn, earlier_texts, newest_turn, turns_before
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
-
-_TURNS_BEFORE: Final = 8  # turns whose orders the newest one may repeat
 
 
 class OpenedEntry(NamedTuple):
@@ -121,12 +118,11 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     said, planner = newest_turn(known.log), run.engine.planner
     if planner is None or not said.texts:
         return None
-    name, older = f"mandate:{said.key}", [*islice(turns_before(known.log, said), _TURNS_BEFORE)]
+    name, older = f"mandate:{said.key}", [*turns_before(known.log, said, run.engine.zone)]
     kept: Snapshot = yield Load(run.scope, Query(marks=(name, *(f"mandate:{turn.key}" for turn in older))))
     if name not in kept.marks:
         today = local_day(run.engine.zone, said.at)
-        before = _ordered_before(kept, takewhile(lambda t: local_day(run.engine.zone, t.at) == today, older))
-        given = said.texts, earlier_texts(known.log, said), today, before
+        given = said.texts, earlier_texts(known.log, said), today, _ordered_before(kept, older)
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
         if found is not None:
             found = found.of("planner", name)
@@ -137,10 +133,10 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
 
 
 def _ordered_before(kept: Snapshot, turns: Iterable[Turn]) -> tuple[TurnBefore, ...]:
-    """Return what the turns right before ordered, the newest last, back to one that ordered nothing."""
+    """Return what the turns right before ordered, the newest last."""
     found = list[TurnBefore]()
     for turn in turns:
-        if len(turn.texts) > 1 or not (mandate := kept.marks.get(f"mandate:{turn.key}")):
+        if not (mandate := kept.marks.get(f"mandate:{turn.key}")):
             break
         found.insert(0, TurnBefore(turn.texts[0], Mandate.model_validate_json(mandate)))
     return tuple(found)

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final, NamedTuple
+from zoneinfo import ZoneInfo
 
 from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.facts.normal_forms import skeleton
 from langchain_runtime_authz.facts.output_reading import Observation, OutputReading, Prose, SeenValue
 from langchain_runtime_authz.facts.provenance import NO_TEXTS, TextsRead, UserWords
@@ -45,19 +47,21 @@ class Turn(NamedTuple):
 
 
 NO_TURN: Final = Turn()
+_TURNS_BEFORE: Final = 8  # turns that the newest one may go on with
 
 
 @dataclass(slots=True)
 class TaskWords:
     """The user's texts of one task.
 
-    `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the user's own texts.
+    `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the user's own texts.
     `recorded`: the audit log has the mandate.
     """
 
     digest: str
     words: UserWords
     turn: Turn
+    log: Sequence[HumanText] = ()
     turns: int = 0
     compiled: Mandate | tuple[()] | None = ()
     recorded: bool = False
@@ -86,7 +90,7 @@ class ThreadMemory:
         """Store and return the user's words in a thread's log."""
         # Leave out texts of others, and answers, which mostly repeat a machine's text.
         own = [stated_text(t.text) for t in snapshot.log if t.own and not _answers(t)]
-        said = TaskWords(snapshot.task.digest, UserWords(own), newest_turn(snapshot.log), len(own))
+        said = TaskWords(snapshot.task.digest, UserWords(own), newest_turn(snapshot.log), snapshot.log, len(own))
         with self._lock:
             outputs = self._thread(scope).outputs
             self.words[scope] = said
@@ -203,13 +207,18 @@ def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
     return tuple(t.text for t in own)[::-1]
 
 
-def turns_before(log: Sequence[HumanText], turn: Turn) -> Iterator[Turn]:
-    """Yield the user's turns right before a turn, the newest first."""
-    while turn.texts:
-        epoch = int(turn.key.partition(":")[0])
-        turn = newest_turn([t for t in log if t.epoch < epoch])
-        if turn.texts:
-            yield turn
+def turns_before(log: Sequence[HumanText], turn: Turn, zone: ZoneInfo | None) -> Iterator[Turn]:
+    """Yield the user's turns right before a turn, the newest first.
+
+    Only turns of one text each, on the same day: "tomorrow" means another day in older ones.
+    """
+    day, older = local_day(zone, turn.at), turn
+    for _ in range(_TURNS_BEFORE):
+        epoch = int(older.key.partition(":")[0])
+        older = newest_turn([t for t in log if t.epoch < epoch])
+        if len(older.texts) != 1 or local_day(zone, older.at) != day:
+            return
+        yield older
 
 
 def _is_data(text: HumanText) -> bool:

@@ -8,8 +8,10 @@ import pytest
 
 from langchain_runtime_authz.mandate.follow_ups import TurnBefore
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
-from langchain_runtime_authz.mandate.model import Compiled
+from langchain_runtime_authz.mandate.model import Compiled, Const
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
+from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
+from langchain_runtime_authz.mandate.words import compile_words
 from tests.benchmarks.mandate_words import DATA
 
 from .test_plain_orders import PROFILES, SIGNATURES
@@ -47,3 +49,24 @@ def test_a_message_with_values_alone_orders_what_the_message_before_it_says(row:
     for wrong in row["wrong"]:
         assert unasked(row["turns"], row["before"], [wrong]) == [False]
         assert not unasked(row["turns"], row["before"], [*row["right"], wrong])[-1]
+
+
+WITHOUT_PLANNER: dict[str, list[Call] | None] = {  # messages → what the last one orders
+    "Assign T-5 to Zoe / and T-6 too": [["assign_ticket", {"ticket": "T-6", "person": "Zoe"}]],
+    "Assign T-5 to Zoe / no, to Ben": [["assign_ticket", {"ticket": "T-5", "person": "Ben"}]],
+    "Assign T-5 to Zoe / T-6 to Ben": [["assign_ticket", {"ticket": "T-6", "person": "Ben"}]],
+    "Assign T-5 to Zoe / and T-6 too / and T-7": [["assign_ticket", {"ticket": "T-7", "person": "Zoe"}]],
+    "Transfer 45 EUR to Bob / do the same for Zoe": [["transfer_money", {"recipient": "Zoe", "amount": 45}]],
+    "Move A.txt to /old / no, to /new": [["move_file", {"path": "A.txt", "folder": "/new"}]],
+    "Transfer 45 EUR to Bob / and Zoe": None, "Assign T-5 to Zoe / and T-6?": None, "Assign T-5 to Zoe / T-6": None, "Assign T-5 to Zoe / not T-6": None,
+    "Assign T-5 to Zoe / How are you? / and T-6 too": None, "Assign T-5 to Zoe / and T-6 too / no, to Ben": None, "How are you? / and T-6 too": None,
+}
+
+
+@pytest.mark.parametrize("said", WITHOUT_PLANNER)
+def test_the_same_without_a_planner(said: str) -> None:
+    *before, text = said.split(" / ")
+    found = compile_follow_up(text, before, PROFILES, SIGNATURES, TODAY)
+    args = found and [[s.tool, {name: a.value for name, a in s.args.items() if isinstance(a, Const)}] for s in found.steps]
+    assert args == WITHOUT_PLANNER[said]
+    assert compile_words([text], PROFILES, SIGNATURES, TODAY).mandate is None

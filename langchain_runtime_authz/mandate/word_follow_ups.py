@@ -1,0 +1,89 @@
+"""Compile a short message that goes on with the one before it, without a planner.
+
+The words compiler reads the message before with new values in place, and the planner's check must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from itertools import permutations
+from typing import Any, Final
+
+from langchain_runtime_authz.mandate.follow_ups import TurnBefore, replaced, shape_of, without_spans
+from langchain_runtime_authz.mandate.languages import languages
+from langchain_runtime_authz.mandate.model import Const, Mandate, Step
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
+from langchain_runtime_authz.mandate.step_checks import argument_schemas
+from langchain_runtime_authz.mandate.words import compile_words
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+_SHORT: Final = 80  # characters of such a message
+_MOST: Final = 3  # values in it
+
+
+def compile_follow_up(
+    text: str,
+    earlier: Sequence[str],
+    profiles: Mapping[str, ToolProfile],
+    schemas: Mapping[str, Mapping[str, Any]],
+    today: date | None = None,
+) -> Mandate | None:
+    """Return the mandate of a message that only says new values, or None.
+
+    Args:
+        text: the message, which orders nothing by itself.
+        earlier: the user's messages right before it, the newest last.
+        profiles: tool → profile.
+        schemas: tool → the JSON schema of its arguments.
+        today: the date of the messages.
+    """
+    before, known = list[TurnBefore](), (profiles, schemas, today)
+    if len(text) > _SHORT:
+        return None
+    for said in earlier:
+        mandate = compile_words([said], *known).mandate or _follow_up(said, before, *known)
+        before = [*before, TurnBefore(said, mandate)] if mandate else []
+    return _follow_up(text, before, *known)
+
+
+def _follow_up(
+    text: str,
+    before: Sequence[TurnBefore],
+    profiles: Mapping[str, ToolProfile],
+    schemas: Mapping[str, Mapping[str, Any]],
+    today: date | None,
+) -> Mandate | None:
+    if not before:
+        return None
+    ordered, earlier = dict[str, Mandate](), [turn.text for turn in before]
+    for step in _proposed(text, before, profiles, schemas, today):
+        mandate = backed_part(Mandate(steps=(step,)), [text], profiles, schemas, earlier, today, before).mandate
+        if mandate is not None and mandate.steps and not mandate.confirm:
+            ordered[mandate.digest] = mandate
+    return next(iter(ordered.values())) if len(ordered) == 1 else None
+
+
+def _proposed(
+    text: str,
+    before: Sequence[TurnBefore],
+    profiles: Mapping[str, ToolProfile],
+    schemas: Mapping[str, Mapping[str, Any]],
+    today: date | None,
+) -> Iterator[Step]:
+    """Yield the steps of the message before with the values of `text` in place."""
+    base = next((turn for turn in reversed(before) if any(map(turn.said, turn.mandate.steps))), before[-1])
+    known = [step.args for step in map(without_spans, base.mandate.steps)]
+    values = {tuple(t for t in language.tokens(text, today) if language.value(t)) for language in languages()}
+    for tokens in (several for several in values if 0 < len(several) <= _MOST):
+        for order in base.mandate.steps:
+            said, schema = base.said(order), argument_schemas(schemas.get(order.tool, {}))
+            shapes = {name: shape_of(order.args[name], schema.get(name)) for name in said}
+            for names in permutations(said, len(tokens)):
+                pairs = list(zip(names, tokens, strict=True))
+                if any(shapes[name] != shape_of(Const(value=t.text), schema.get(name)) for name, t in pairs):
+                    continue
+                whole = replaced(base.text, [(said[name], token.text) for name, token in pairs])
+                found = compile_words([whole], profiles, schemas, today).mandate if whole else None
+                new = [s for s in map(without_spans, found.steps if found else ()) if s.args not in known]
+                yield from new if len(new) == 1 else ()
