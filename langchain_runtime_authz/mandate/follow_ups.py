@@ -27,6 +27,7 @@ from langchain_runtime_authz.mandate.step_places import span_of_places
 from langchain_runtime_authz.mandate.value_matching import same_values
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
+_TUESDAY: Final = date(1, 1, 2)  # `date.min` is a Monday
 _TELLING: Final = re.compile(r"[\d/\\@#:]|\.(?=\w)")  # signs that tell a name from a path
 _LETTER: Final = r"[^\W\u3400-\u9fff]"  # of a script with blanks between words
 _MARKS: Final = {
@@ -206,5 +207,6 @@ def shape_of(argument: Argument, schema: object) -> object:
     value = next(iter(values_of(argument)), None)
     if value in (choices := as_list(as_mapping(schema).get("enum"))):
         return choices
-    kinds = {form.partition(":")[0] for form in forms_of(with_dates(str(value), date.min), said=True)}
+    day = with_dates(with_dates(str(value), date.min), _TUESDAY)  # a weekday that is today's stays a word
+    kinds = {form.partition(":")[0] for form in forms_of(day, said=True)}
     return kinds - {"text"} or {"0" if sign.isdigit() else sign for sign in _TELLING.findall(str(value))}
