@@ -265,7 +265,9 @@ class _Turn:
             stops = [t.text for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)]
             gap = next((n for n in range(1, len(tokens)) if self.language.gap(tokens, n)), 0)
             mark = "the comma" if tokens[gap].text == "," else f"`{tokens[gap].text}`"
-            why = _MORE.format(mark) if self._matched(tokens[:gap]) else _UNFIT
+            meant = (tool for tool in self.tools if tokens[at].lower in tool.verbs)
+            orders = next((f"; `{tool.name}` reads: {' · '.join(tool.profile.intent)}" for tool in meant), "")
+            why = _MORE.format(mark) if self._matched(tokens[:gap]) else f"{_UNFIT}{orders}"
             raise _UnclearError(f"`{stops[0]}` leaves open whether it is an order" if stops else why)
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
