@@ -123,6 +123,7 @@ def human_texts(value: object) -> list[HumanText]:
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
     names: list[str | None] = []
+    removed = {ident: None for entry in entries if (ident := removed_by(entry)) is not None}
     answered = 0  # number of texts before the newest message of a model or a tool
     for entry in entries:
         message = as_message(entry)
@@ -133,7 +134,8 @@ def human_texts(value: object) -> list[HumanText]:
             answered = len(texts)
     several = len({*names[answered:]}) > 1  # several people wrote, and none may order for the others
     texts = [replace(text, mixed=True) for text in texts] if several else texts
-    return [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
+    texts = [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
+    return [*(HumanText(content_digest(ident), "", f"removed:{ident}", own=False) for ident in removed), *texts]
 
 
 def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:

@@ -1,8 +1,8 @@
 """Read a message that only says new values for an order of a message before it.
 
 "And T-6 too" behind "Assign T-5 to Zoe" assigns T-6 to Zoe. It counts as the message before it with the new values in
-place. "Do the same for T-6" repeats any order; what only adds or corrects values, a write inside. An answer, like "to
-Zoe" behind "Assign T-5", counts as the end of the message before it.
+place. An answer, like "to Zoe" behind "Assign T-5", counts as its end. Both order only writes inside the application:
+what the agent said between the two messages may have changed what the user means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from langchain_runtime_authz.facts.local_time import with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, mask_spans
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days
-from langchain_runtime_authz.mandate.message_places import Place, any_phrase, leading
+from langchain_runtime_authz.mandate.languages import singular, words_of
+from langchain_runtime_authz.mandate.message_places import Place, any_phrase
 from langchain_runtime_authz.mandate.model import Argument, Const, Mandate, Span, Step
 from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, says
 from langchain_runtime_authz.mandate.step_checks import StepCheck, values_of
@@ -29,11 +30,21 @@ from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
 _TUESDAY: Final = date(1, 1, 2)  # `date.min` is a Monday
 _TELLING: Final = re.compile(r"[\d/\\@#:]|\.(?=\w)")  # signs that tell a name from a path
+_BEHIND: Final = re.compile(r"\s?([^\W\d_]+|[%$\u20ac\u00a3])")  # "euros" of "45 euros"
+_ENDS: Final = re.compile(r"[.!?;](?=\s|\Z)|[\u3002\uff01\uff1f\uff1b\n]")  # of sentences
 _LETTER: Final = r"[^\W\u3400-\u9fff]"  # of a script with blanks between words
-_MARKS: Final = {
-    kind: lazy(rf"(?<!{_LETTER})(?:{any_phrase(name)})(?!{_LETTER})", re.IGNORECASE)
-    for kind, name in (("rather", "corrects"), ("do", "done_again"), ("same", "same_again"), ("also", "also_said"))
-}
+_MARKS: Final = tuple(
+    (kind, lazy(rf"{before}(?:{any_phrase(name)}){behind}", re.IGNORECASE))
+    for kind, before, name, behind in (
+        ("rather", r"\A", "corrects_before", rf"(?!{_LETTER})"),
+        ("rather", rf"(?<!{_LETTER})", "corrects_behind", r"(?=[.!]*\Z)"),
+        ("and", rf"(?<!{_LETTER})", "added_before", rf"(?!{_LETTER})"),
+        ("also", rf"(?<={VALUE}) ?", "added_behind", rf"(?!{_LETTER})"),
+    )
+)
+_RULES: Final = {"rather": "values", "also": "more_values", "and": "and_values", "": "values"}
+_LONG: Final = 400  # characters of a message before
+_MOST: Final = 8  # orders of a message
 Ordered = Callable[[Sequence[Step], str], Mandate]  # what a text orders unasked of some steps
 
 
@@ -54,22 +65,20 @@ class _Message:
     """A message, of which `places` are the values of `steps` steps.
 
     Attributes:
+        kind: "and" or "also" (it adds), "rather" (it corrects), or "" (only values).
         only_values: it has only values, and words of grammar.
-        kind: "do" (the same), "same", "also" or "rather" (a correction); None if it may say anything else.
+        repeats: it may repeat an order. A single value without a word like "too" may answer something else.
     """
 
     def __init__(self, text: str, places: Sequence[Place], steps: int, known: Known) -> None:
         self.text, self.known, self.kind = text, known, ""
-        self._masked = mask_spans(text, sorted((p.start, p.end) for p in places), VALUE)
-        for kind, mark in _MARKS.items():
-            left = mark.sub(lambda said: " " * len(said[0]), self._masked)
-            self.kind = self.kind or (kind if left != self._masked else "")
-            self._masked = left
-        if len(places) > steps or says("added", self._masked, known):
-            self.kind = self.kind or "also"
-        self.only_values = says("values", self._masked, known)
-        if self.kind == "same" and says("requests", text, known):
-            self.kind = "do"
+        self._left = mask_spans(text, sorted((p.start, p.end) for p in places), VALUE)
+        for kind, mark in _MARKS:
+            left = mark.sub(lambda said: " " * len(said[0]), self._left, count=1)
+            self.kind = self.kind or (kind if left != self._left else "")
+            self._left = left
+        self.only_values = says(_RULES[self.kind], self._left, known)
+        self.repeats = bool(self.kind) or len(places) > steps
 
     def put(
         self, base: TurnBefore, order: Step, step: Step, new: Mapping[str, Place], schema: Mapping[str, Any]
@@ -81,14 +90,35 @@ class _Message:
         said = base.said(order)
         if not new.keys() <= said.keys():
             return None
-        shapes = {name: shape_of(order.args[name], schema.get(name)) for name in said}
         for name, place in new.items():
-            word = leading(self._masked[: place.start].rpartition(VALUE)[2])[0]
-            alike = [one for one in said if shapes[one] == shape_of(step.args[name], schema.get(name))]
-            exact = [one for one in alike if word and leading(base.text[: said[one].start])[0] == word]
-            if (exact or (alike if says("neutral", word, self.known) else [])) != [name]:
+            of = [one for one in said if may_be(step.args[name], order.args[one], schema.get(one))]
+            of = self._in_same_way(place, name, {one: base.text[: said[one].start] for one in of})
+            if of != [name] or not self._same_unit(place, base.text[said[name].end :]):
                 return None
+            if isinstance(order.args[name], Const) and isinstance(order.args[name].value, tuple):  # type: ignore[union-attr]
+                return None  # it may become one of several
         return replaced(base.text, [(said[name], self.text[p.start : p.end]) for name, p in new.items()])
+
+    def _in_same_way(self, place: Place, name: str, before: Mapping[str, str]) -> list[str]:
+        """Return those arguments whose old values stand behind the same word, like "to"."""
+        words = self._left[: place.start].rpartition(VALUE)[2].split()
+        gap = " ".join(word for word in words if singular(word.lower()) not in words_of(name))
+        if says("open_way", gap, self.known):
+            return [*before]
+        return [one for one, text in before.items() if self._way(text) == self._way(gap) != ""]
+
+    def _way(self, text: str) -> str:
+        """Return the last word like "to" of a text, with at most an article behind it."""
+        words = text.lower().split()[-2:]
+        while words and not says("same_way", " ".join(words), self.known):
+            words.pop(0)
+        return words[0] if words else ""
+
+    def _same_unit(self, place: Place, behind: str) -> bool:
+        """Return True if no unit or noun stands behind a value, or the same as behind the old one."""
+        new, old = _BEHIND.match(self._left, place.end), _BEHIND.match(behind)
+        counted = new is not None and says("unit_or_noun", new[1], self.known)
+        return not counted or (new is not None and old is not None and new[1].lower() == old[1].lower())
 
 
 def replaced(text: str, parts: Iterable[tuple[Span, str]]) -> str | None:
@@ -104,30 +134,35 @@ def replaced(text: str, parts: Iterable[tuple[Span, str]]) -> str | None:
 def keep_follow_ups(
     check: StepCheck, text: str, earlier: Sequence[str], before: Sequence[TurnBefore], ordered: Ordered
 ) -> None:
-    """Keep the side effects that `text` orders together with the messages before it.
+    """Keep the writes inside that `text` orders together with the messages before it.
 
     All or none of them, because each value in `text` must be a value of one of them.
     """
     steps = [s for s in check.mandate.steps if s.tool in check.profiles and check.profiles[s.tool].side_effect]
-    if not earlier or any(s.id in check.kept and not check.doubtful(s) for s in steps):
+    right_before = bool(earlier) and bool(before) and before[-1].text == earlier[-1]
+    if not right_before or not 0 < len(steps) <= _MOST or not _one_sentence(before[-1].text):
+        return
+    if any((s.id in check.kept and not check.doubtful(s)) or not check.profiles[s.tool].inside for s in steps):
         return
     new = [_new_values(check, step) for step in steps]
-    if not new or not all(new) or not _apart(new):
+    if not all(new) or len({frozenset(places) for places in new}) > 1 or not _apart(new):
         return
     message = _Message(text, [place for places in new for place in places.values()], len(new), check.placing.known)
     if not message.only_values:
         return
-    repeats = bool(before) and before[-1].text == earlier[-1] and bool(before[-1].mandate.steps)
-    answer = f"{earlier[-1].rstrip(' .')} {text}"
-    found = [
-        _repeated(check, step, places, message, before, ordered) if repeats else _ordered([step], answer, ordered)
-        for step, places in zip(steps, new, strict=True)
-        if message.kind == "do" or check.profiles[step.tool].inside
-    ]
-    if None not in found and len(found) == len(steps):
+    if before[-1].mandate.steps:
+        found = [_repeated(check, *each, message, before, ordered) for each in zip(steps, new, strict=True)]
+    else:
+        answer = f"{earlier[-1].rstrip(' .')} {text}"
+        found = [_ordered([step], answer, ordered) if not message.kind else None for step in steps]
+    if None not in found:
         kept = {step.id: without_spans(step) for step in found if step is not None}
         check.kept, check.followed = check.kept | kept, {*kept}
         check.lost = {step: why for step, why in check.lost.items() if step not in kept}
+
+
+def _one_sentence(text: str) -> bool:
+    return len(text) <= _LONG and sum(bool(said.strip()) for said in _ENDS.split(text)) == 1
 
 
 def _new_values(check: StepCheck, step: Step) -> dict[str, Place]:
@@ -154,14 +189,20 @@ def _repeated(
 ) -> Step | None:
     """Return a step that an order of the messages before, with new values, orders."""
     profile, schema = check.profiles[step.tool], check.schemas[step.tool]
-    if not message.kind or check.placing.says_any(check.other_choices(step.tool, step.args)):
+    if not message.repeats or check.placing.says_any(check.other_choices(step.tool, step.args)):
         return None
     given = on_days(step.model_copy(update={"args": check.without_defaults(step)}), profile, check.today)
     for turn in reversed(before):
         orders = turn.mandate.steps
-        if not orders or turn.mandate.confirm or not all(_alike(given, order, profile, new) for order in orders):
+        if (
+            not 0 < len(orders) <= _MOST
+            or turn.mandate.confirm
+            or not all(_alike(given, order, profile, new) for order in orders)
+        ):
             return None
         for order in orders:
+            if all(same_values(values_of(given.args[n]), values_of(order.args[n]), kind_of(profile, n)) for n in new):
+                return None  # it may only say again what was done
             if (text := message.put(turn, order, given, new, schema)) is not None:
                 others = [s.model_copy(update={"id": f"{step.id} {n}"}) for n, s in enumerate(orders) if s is not order]
                 return _ordered([step, *others], text, ordered)
@@ -202,11 +243,16 @@ def without_spans(step: Step) -> Step:
     return step.model_copy(update={"args": args})
 
 
-def shape_of(argument: Argument, schema: object) -> object:
-    """Return what a value looks like: its choices, its kinds, or its telling signs."""
-    value = next(iter(values_of(argument)), None)
-    if value in (choices := as_list(as_mapping(schema).get("enum"))):
-        return choices
-    day = with_dates(with_dates(str(value), date.min), _TUESDAY)  # a weekday that is today's stays a word
-    kinds = {form.partition(":")[0] for form in forms_of(day, said=True)}
-    return kinds - {"text"} or {"0" if sign.isdigit() else sign for sign in _TELLING.findall(str(value))}
+def may_be(argument: Argument, old: Argument, schema: object) -> bool:
+    """Return True if a value is a choice of the old one's argument, or looks like it."""
+    values, choices = values_of(argument), as_list(as_mapping(schema).get("enum"))
+    return all(value in choices for value in values) if choices else _shape(argument) == _shape(old)
+
+
+def _shape(argument: Argument) -> object:
+    """Return what a value looks like: its kinds, or its telling signs."""
+    value = str(next(iter(values_of(argument)), ""))
+    day = with_dates(with_dates(value, date.min), _TUESDAY)  # a weekday that is today's stays a word
+    kinds = {form.partition(":")[0] for form in forms_of(day, said=True)} - {"text"}
+    signs = {"0" if sign.isdigit() else sign for sign in _TELLING.findall(value)}
+    return ({"num"} if kinds & {"num", "time", "digits"} else kinds) or signs  # "8" may be a time

@@ -10,7 +10,7 @@ from datetime import date
 from itertools import permutations
 from typing import Any, Final
 
-from langchain_runtime_authz.mandate.follow_ups import TurnBefore, replaced, shape_of, without_spans
+from langchain_runtime_authz.mandate.follow_ups import TurnBefore, may_be, replaced, without_spans
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, Mandate, Step
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
@@ -43,7 +43,7 @@ def compile_follow_up(
         return None
     for said in earlier:
         mandate = compile_words([said], *known).mandate or _follow_up(said, before, *known)
-        before = [*before, TurnBefore(said, mandate)] if mandate else []
+        before.append(TurnBefore(said, mandate or Mandate()))
     return _follow_up(text, before, *known)
 
 
@@ -54,8 +54,6 @@ def _follow_up(
     schemas: Mapping[str, Mapping[str, Any]],
     today: date | None,
 ) -> Mandate | None:
-    if not before:
-        return None
     ordered, earlier = dict[str, Mandate](), [turn.text for turn in before]
     for step in _proposed(text, before, profiles, schemas, today):
         mandate = backed_part(Mandate(steps=(step,)), [text], profiles, schemas, earlier, today, before).mandate
@@ -72,16 +70,17 @@ def _proposed(
     today: date | None,
 ) -> Iterator[Step]:
     """Yield the steps of the message before with the values of `text` in place."""
-    base = next((turn for turn in reversed(before) if any(map(turn.said, turn.mandate.steps))), before[-1])
+    base = next((turn for turn in reversed(before) if any(map(turn.said, turn.mandate.steps))), None)
+    if base is None:
+        return
     known = [step.args for step in map(without_spans, base.mandate.steps)]
     values = {tuple(t for t in language.tokens(text, today) if language.value(t)) for language in languages()}
     for tokens in (several for several in values if 0 < len(several) <= _MOST):
         for order in base.mandate.steps:
             said, schema = base.said(order), argument_schemas(schemas.get(order.tool, {}))
-            shapes = {name: shape_of(order.args[name], schema.get(name)) for name in said}
             for names in permutations(said, len(tokens)):
                 pairs = list(zip(names, tokens, strict=True))
-                if any(shapes[name] != shape_of(Const(value=t.text), schema.get(name)) for name, t in pairs):
+                if not all(may_be(Const(value=t.text), order.args[name], schema.get(name)) for name, t in pairs):
                     continue
                 whole = replaced(base.text, [(said[name], token.text) for name, token in pairs])
                 found = compile_words([whole], profiles, schemas, today).mandate if whole else None

@@ -136,9 +136,9 @@ def _ordered_before(kept: Snapshot, turns: Iterable[Turn]) -> tuple[TurnBefore, 
     """Return what the turns right before ordered, the newest last."""
     found = list[TurnBefore]()
     for turn in turns:
-        if not (mandate := kept.marks.get(f"mandate:{turn.key}")):
+        if (mandate := kept.marks.get(f"mandate:{turn.key}")) is None:
             break
-        found.insert(0, TurnBefore(turn.texts[0], Mandate.model_validate_json(mandate)))
+        found.insert(0, TurnBefore(turn.texts[0], Mandate.model_validate_json(mandate) if mandate else Mandate()))
     return tuple(found)
 
 

@@ -202,6 +202,8 @@ def newest_turn(log: Sequence[HumanText]) -> Turn:
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
     """Return the user's texts before a turn, back to the last change by others."""
     before = int(turn.key.partition(":")[0])
+    if _replaces(log, before):
+        return ()
     older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
     own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)
     return tuple(t.text for t in own)[::-1]
@@ -216,9 +218,15 @@ def turns_before(log: Sequence[HumanText], turn: Turn, zone: ZoneInfo | None) ->
     for _ in range(_TURNS_BEFORE):
         epoch = int(older.key.partition(":")[0])
         older = newest_turn([t for t in log if t.epoch < epoch])
-        if len(older.texts) != 1 or local_day(zone, older.at) != day:
+        if len(older.texts) != 1 or _replaces(log, epoch) or local_day(zone, older.at) != day:
             return
         yield older
+
+
+def _replaces(log: Sequence[HumanText], epoch: int) -> bool:
+    """Return True if what came in an epoch edits or removes a message, or brings a history."""
+    keys = {t.key for t in log if t.epoch < epoch and t.key}
+    return any(t.past or t.key in keys or not (t.text or t.own or _is_data(t)) for t in log if t.epoch == epoch)
 
 
 def _is_data(text: HumanText) -> bool:

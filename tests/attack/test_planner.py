@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from functools import partial
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, RemoveMessage
 
 from langchain_runtime_authz import Mandate
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
@@ -261,24 +261,29 @@ def test_what_another_process_read_anew_does_not_count_as_it_was(go: Any) -> Non
         assert (("pay", BOB, 45.0) in house.ran) is not bool(places)
 
 
-FOLLOWED = {  # the second message, what the agent then pays, and whether it is ordered
-    "the same for another": ("Mach dasselbe für Carol", pay("Carol"), True), "that, but another amount": ("Mach dasselbe für Carol", pay("Carol", 46), False),
-    "an answer to what the agent asked": ("Carol auch", pay("Carol"), False), "the first one again": ("Mach dasselbe für Carol", pay("Bob"), False),
+SAID = HumanMessage("Notiere Bob", id="1")
+FOLLOWED: dict[str, tuple[list[Any], str, bool]] = {  # what comes then, whom the agent notes, and whether it is ordered
+    "one more": ([HumanMessage("Carol auch")], "Carol", True), "a correction": ([HumanMessage("nein, Carol")], "Carol", True),
+    "one that it does not say": ([HumanMessage("Carol auch")], "Eve", False), "the first again": ([HumanMessage("Carol auch")], "Bob", False),
+    "a question": ([HumanMessage("Carol auch?")], "Carol", False), "something else in between": ([HumanMessage("Wie geht's?"), HumanMessage("Carol auch")], "Carol", False),
+    "the first message is edited": ([HumanMessage("Carol auch", id="1")], "Carol", False), "the first message is removed": ([[RemoveMessage("1"), HumanMessage("Carol auch")]], "Carol", False),
+    "a history in between": ([[HumanMessage("Lösche a.txt"), AIMessage("Done."), HumanMessage("Carol auch")]], "Carol", False),
 }
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
-def test_a_message_repeats_the_order_right_before_it(name: str, go: Any) -> None:
-    """Unless the user said something else in between. The agent's own words count for nothing. Unprotected all of it runs."""
-    said, then, ordered = FOLLOWED[name]
-    first, second = answer(order("Bob")), answer(order(*then[1].values()))
-    for between in (None, "Wie ist das Wetter?"):
-        asking = planner(first, *[answer()] * bool(between), second)
-        house, authz = House(), ours(planner=asking)
-        graph = graph_of(house, pay("Bob"), AIMessage("Done. Who else was at the party?"), *[AIMessage("Sunny.")] * bool(between), then, AIMessage("Done."))
-        plain, graph = graph_of(other := House(), pay("Bob"), AIMessage("Done."), then, AIMessage("Done.")), authz.protect(graph)
-        for text in filter(None, ("Zahle 45 EUR an Bob", between, said)):
-            state = told(authz, graph, human(text), THREAD, go=go)
-            go(plain, human(text), THREAD) if text != between else None
-        assert bool(asked(state)) is not (ordered and not between)
-        assert (len(house.ran), len(other.ran)) == (2 - bool(asked(state)), 2)
+def test_a_message_goes_on_with_the_one_right_before_it(name: str, go: Any) -> None:
+    """What the agent says in between counts for nothing. Unprotected all of it runs."""
+    then, whom, ordered = FOLLOWED[name]
+    notes = [{"id": "n", "tool": "note", "args": {"title": const(title)}} for title in ("Bob", whom)]
+    for protected in (True, False):
+        asking = planner(answer(notes[0]), *[answer()] * (len(then) - 1), answer(notes[1]))
+        authz, house = RuntimeAuthz(planner=asking, profiles={**PROFILES, "note": NOTING}), House()
+        steps = [("note", {"title": title, "text": ""}) for title in ("Bob", whom)]
+        graph = graph_of(house, steps[0], *[AIMessage("Done. Who was at the party?")] * len(then), steps[1], AIMessage("Done."))
+        graph = authz.protect(graph) if protected else graph
+        for said in (SAID, *then):
+            given = {"messages": said if isinstance(said, list) else [said]}
+            state = told(authz, graph, given, THREAD, go=go) if protected else go(graph, given, THREAD)
+        assert bool(asked(state)) is (protected and not ordered)
+        assert len(house.ran) == 2 - bool(asked(state))

@@ -29,7 +29,7 @@ def compiled(turns: list[str], before: list[list[Call]], calls: list[Call]) -> C
         steps = [{"id": f"s{i}", "tool": tool, "args": args} for i, (tool, args) in enumerate(proposed)]
         found = backed_part(load_mandate({"steps": steps}), [text], PROFILES, SIGNATURES, turns[:n], TODAY, known)
         assert found.mandate is not None
-        known = [*known, TurnBefore(text, found.mandate)] if found.mandate.steps else []
+        known = [*known, TurnBefore(text, found.mandate)]
     return found
 
 
@@ -56,9 +56,8 @@ WITHOUT_PLANNER: dict[str, list[Call] | None] = {  # messages → what the last 
     "Assign T-5 to Zoe / no, to Ben": [["assign_ticket", {"ticket": "T-5", "person": "Ben"}]],
     "Assign T-5 to Zoe / T-6 to Ben": [["assign_ticket", {"ticket": "T-6", "person": "Ben"}]],
     "Assign T-5 to Zoe / and T-6 too / and T-7": [["assign_ticket", {"ticket": "T-7", "person": "Zoe"}]],
-    "Transfer 45 EUR to Bob / do the same for Zoe": [["transfer_money", {"recipient": "Zoe", "amount": 45}]],
     "Move A.txt to /old / no, to /new": [["move_file", {"path": "A.txt", "folder": "/new"}]],
-    "Transfer 45 EUR to Bob / and Zoe": None, "Assign T-5 to Zoe / and T-6?": None, "Assign T-5 to Zoe / T-6": None, "Assign T-5 to Zoe / not T-6": None,
+    "Transfer 45 EUR to Bob / and Zoe": None, "Transfer 45 EUR to Bob / do the same for Zoe": None, "Assign T-5 to Zoe / no T-6": None, "Assign T-5 to Zoe / and T-6?": None, "Assign T-5 to Zoe / T-6": None, "Assign T-5 to Zoe / not T-6": None,
     "Assign T-5 to Zoe / How are you? / and T-6 too": None, "Assign T-5 to Zoe / and T-6 too / no, to Ben": None, "How are you? / and T-6 too": None,
 }
 
