@@ -123,7 +123,6 @@ def human_texts(value: object) -> list[HumanText]:
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
     names: list[str | None] = []
-    removed = {ident: None for entry in entries if (ident := removed_by(entry)) is not None}
     answered = 0  # number of texts before the newest message of a model or a tool
     for entry in entries:
         message = as_message(entry)
@@ -135,7 +134,8 @@ def human_texts(value: object) -> list[HumanText]:
     several = len({*names[answered:]}) > 1  # several people wrote, and none may order for the others
     texts = [replace(text, mixed=True) for text in texts] if several else texts
     texts = [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
-    return [*(HumanText(content_digest(ident), "", f"removed:{ident}", own=False) for ident in removed), *texts]
+    gone = dict.fromkeys(ident for entry in entries if (ident := removed_by(entry)) not in (None, REMOVE_ALL_MESSAGES))
+    return [*(HumanText(content_digest(ident), "", f"removed:{ident}", own=False) for ident in gone), *texts]
 
 
 def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:

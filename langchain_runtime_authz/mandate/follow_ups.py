@@ -115,7 +115,7 @@ class _Message:
         return words[0] if words else ""
 
     def _same_unit(self, place: Place, behind: str) -> bool:
-        """Return True if no unit or noun stands behind a value, or the same as behind the old one."""
+        """Return True if a value has the old one's unit or noun behind it, or none."""
         new, old = _BEHIND.match(self._left, place.end), _BEHIND.match(behind)
         counted = new is not None and says("unit_or_noun", new[1], self.known)
         return not counted or (new is not None and old is not None and new[1].lower() == old[1].lower())
