@@ -123,19 +123,22 @@ def human_texts(value: object) -> list[HumanText]:
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
     names: list[str | None] = []
+    removed: list[HumanText] = []  # what the input takes out of the state, as acts without words
     answered = 0  # number of texts before the newest message of a model or a tool
     for entry in entries:
         message = as_message(entry)
         if (text := _human_text(entry, message)) is not None:
             texts.append(text)
             names.append(getattr(message, "name", None))
-        elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
+        elif isinstance(message, RemoveMessage):
+            if message.id != REMOVE_ALL_MESSAGES:
+                removed.append(HumanText(content_digest(message.id), "", f"removed:{message.id}", own=False))
+        elif message is not None and not isinstance(message, HumanMessage | SystemMessage):
             answered = len(texts)
     several = len({*names[answered:]}) > 1  # several people wrote, and none may order for the others
     texts = [replace(text, mixed=True) for text in texts] if several else texts
     texts = [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
-    gone = dict.fromkeys(ident for entry in entries if (ident := removed_by(entry)) not in (None, REMOVE_ALL_MESSAGES))
-    return [*(HumanText(content_digest(ident), "", f"removed:{ident}", own=False) for ident in gone), *texts]
+    return [*removed, *texts] if removed else texts
 
 
 def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
