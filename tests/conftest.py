@@ -34,6 +34,8 @@ from langchain_runtime_authz.ledger import sqlite
 from langchain_runtime_authz.mandate import mandate_file
 from tests.tier import PROFILE
 
+gc.disable()  # until all is collected: what is made until then stays
+
 # Many tests start processes, which would compile the package again and again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -144,3 +146,4 @@ def pytest_collection_finish():
     """Leave what was collected out of every collection of garbage."""
     gc.collect()
     gc.freeze()
+    gc.enable()
