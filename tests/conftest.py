@@ -34,8 +34,7 @@ from langchain_runtime_authz.ledger import sqlite
 from langchain_runtime_authz.mandate import mandate_file
 from tests.tier import PROFILE
 
-gc.disable()  # until all is collected: what is made until then stays
-
+gc.set_threshold(0)  # until all is collected: what is made until then stays
 # Many tests start processes, which would compile the package again and again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -146,4 +145,4 @@ def pytest_collection_finish():
     """Leave what was collected out of every collection of garbage."""
     gc.collect()
     gc.freeze()
-    gc.enable()
+    gc.set_threshold(20_000, 20, 50)  # graphs are built from thousands of objects, which stay for as long as their test
