@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.normal_forms import forms_of, mask_spans
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days
 from langchain_runtime_authz.mandate.languages import singular, words_of
-from langchain_runtime_authz.mandate.message_places import Place, any_phrase
+from langchain_runtime_authz.mandate.message_places import Place, Texts, any_phrase
 from langchain_runtime_authz.mandate.model import Argument, Const, Mandate, Span, Step
 from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, says
 from langchain_runtime_authz.mandate.step_checks import StepCheck, values_of
@@ -31,7 +31,6 @@ from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 _TUESDAY: Final = date(1, 1, 2)  # `date.min` is a Monday
 _TELLING: Final = re.compile(r"[\d/\\@#:]|\.(?=\w)")  # signs that tell a name from a path
 _BEHIND: Final = re.compile(r"\s?([^\W\d_]+|[%$\u20ac\u00a3])")  # "euros" of "45 euros"
-_ENDS: Final = re.compile(r"[.!?;](?=\s|\Z)|[\u3002\uff01\uff1f\uff1b\n]")  # of sentences
 _LETTER: Final = r"[^\W\u3400-\u9fff]"  # of a script with blanks between words
 _MARKS: Final = tuple(
     (kind, lazy(rf"{before}(?:{any_phrase(name)}){behind}", re.IGNORECASE))
@@ -162,7 +161,9 @@ def keep_follow_ups(
 
 
 def _one_sentence(text: str) -> bool:
-    return len(text) <= _LONG and sum(bool(said.strip()) for said in _ENDS.split(text)) == 1
+    segments = Texts([text]).segments if len(text) <= _LONG else []
+    starts = [at for segment in segments for at in segment.starts if segment.text[at:].strip(" \n.")]
+    return len(starts) == 1
 
 
 def _new_values(check: StepCheck, step: Step) -> dict[str, Place]:
