@@ -167,7 +167,8 @@ def _planned(
     from langchain_core.language_models import BaseChatModel
 
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
-    from langchain_runtime_authz.mandate.follow_ups import TurnBefore
+    from langchain_runtime_authz.mandate.follow_ups import TurnBefore, TurnInContext
+    from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.pep.run import KnownTools
 
     model = load_object(target, "my_models:planner", BaseChatModel)
@@ -175,6 +176,6 @@ def _planned(
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
     planner, before = ModelPlanner(model, KnownTools(declared, schemas)), list[TurnBefore]()
     for n, text in enumerate(after):
-        found = planner.compile([text], after[:n], today, before).mandate
-        before = [*before, TurnBefore(text, found)] if found is not None and found.steps else []
-    return planner.compile(texts, after, today, before)
+        found = planner.compile(TurnInContext([text], after[:n], today, before)).mandate
+        before.append(TurnBefore(text, found or Mandate()))
+    return planner.compile(TurnInContext(texts, after, today, before))

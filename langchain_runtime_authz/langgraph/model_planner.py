@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import date
 from itertools import takewhile
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz._flow import Flow, Perform, both
-from langchain_runtime_authz.mandate.follow_ups import TurnBefore
+from langchain_runtime_authz.mandate.follow_ups import TurnInContext
 from langchain_runtime_authz.mandate.mandate_file import json_schema, load_mandate
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, material_spans, without_material
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate
@@ -100,26 +99,14 @@ class ModelPlanner:
         self._model = model.with_structured_output(planner_schema())
         self._tools = tools
 
-    def _plan(
-        self,
-        texts: Sequence[str],
-        earlier: Sequence[str] = (),
-        today: date | None = None,
-        before: Sequence[TurnBefore] = (),
-    ) -> Flow[Mandate | None]:
-        return (yield from self._compile(texts, earlier, today, before)).mandate
+    def _plan(self, turn: TurnInContext) -> Flow[Mandate | None]:
+        return (yield from self._compile(turn)).mandate
 
     plan, aplan = both(_plan)
 
-    def _compile(
-        self,
-        texts: Sequence[str],
-        earlier: Sequence[str] = (),
-        today: date | None = None,
-        before: Sequence[TurnBefore] = (),
-    ) -> Flow[Compiled]:
-        earlier = _context(texts, earlier)
-        before = before[-len(earlier) :] if earlier else ()
+    def _compile(self, turn: TurnInContext) -> Flow[Compiled]:
+        texts, earlier = turn.texts, _context(turn.texts, turn.earlier)
+        before = turn.before[-len(earlier) :] if earlier else ()
         try:
             if (prompt := self._prompt(texts, earlier)) is None:
                 return _UNREAD
@@ -127,7 +114,8 @@ class ModelPlanner:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
             mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed_part(mandate, texts, self._tools.declared, self._tools.schemas, earlier, today, before)
+            tools = self._tools.declared, self._tools.schemas
+            compiled = backed_part(mandate, texts, *tools, earlier, turn.today, before)
         except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
             _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
             return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))

@@ -60,6 +60,22 @@ class TurnBefore(NamedTuple):
         return {name: span for name, span in spans.items() if span is not None and span.text == own}
 
 
+class TurnInContext(NamedTuple):
+    """The user's newest turn, and what a planner may know of those before it.
+
+    Attributes:
+        texts: the texts of the turn.
+        earlier: the user's earlier texts, which order nothing.
+        today: the user's date, for "tomorrow".
+        before: the newest of `earlier` that came on the same day, with what each ordered; the newest last.
+    """
+
+    texts: Sequence[str]
+    earlier: Sequence[str] = ()
+    today: date | None = None
+    before: Sequence[TurnBefore] = ()
+
+
 class _Message:
     """A message, of which `places` are the values of `steps` steps.
 

@@ -6,9 +6,8 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import date
 from functools import partial
 from os import urandom
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -24,7 +23,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, Scope, Snapshot
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.follow_ups import TurnBefore
+from langchain_runtime_authz.mandate.follow_ups import TurnInContext
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.decision_counts import DecisionCounts
@@ -59,27 +58,11 @@ def new_id() -> str:
 class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
-    def plan(
-        self,
-        texts: Sequence[str],
-        earlier: Sequence[str] = (),
-        today: date | None = None,
-        before: Sequence[TurnBefore] = (),
-    ) -> Mandate | None:
-        """Return the mandate of the texts of one turn, or `None`. Never raises.
-
-        `earlier`: the user's earlier texts, which order nothing. `today`: the user's date, for "tomorrow". `before`: the
-        newest of `earlier`, with what each ordered on the same day; the newest last.
-        """
+    def plan(self, turn: TurnInContext) -> Mandate | None:
+        """Return the mandate of a turn, or `None`. Never raises."""
         ...
 
-    async def aplan(
-        self,
-        texts: Sequence[str],
-        earlier: Sequence[str] = (),
-        today: date | None = None,
-        before: Sequence[TurnBefore] = (),
-    ) -> Mandate | None: ...
+    async def aplan(self, turn: TurnInContext) -> Mandate | None: ...
 
 
 @runtime_checkable

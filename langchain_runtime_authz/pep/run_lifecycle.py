@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
-from langchain_runtime_authz.mandate.follow_ups import TurnBefore
+from langchain_runtime_authz.mandate.follow_ups import TurnBefore, TurnInContext
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import call_mandate, corrections
 from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
@@ -122,8 +122,8 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     kept: Snapshot = yield Load(run.scope, Query(marks=(name, *(f"mandate:{turn.key}" for turn in older))))
     if name not in kept.marks:
         today = local_day(run.engine.zone, said.at)
-        given = said.texts, earlier_texts(known.log, said), today, _ordered_before(kept, older)
-        found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
+        turn = TurnInContext(said.texts, earlier_texts(known.log, said), today, _ordered_before(kept, older))
+        found: Mandate | None = yield Perform(planner.plan, planner.aplan, turn)
         if found is not None:
             found = found.of("planner", name)
             yield call_mandate.mandate_event(run, found)  # record it before it counts, because only this entry does

@@ -14,6 +14,7 @@ from langgraph.graph import MessagesState
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.langgraph.model_planner import ModelPlanner, planner_schema
+from langchain_runtime_authz.mandate.follow_ups import TurnInContext
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.run import KnownTools
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
@@ -54,11 +55,11 @@ def planner(*script: Any, profiles: Any = PROFILES, signatures: Any = SIGNATURES
 
 
 def sync(found: ModelPlanner, texts: list[str]) -> Mandate | None:
-    return found.plan(texts)
+    return found.plan(TurnInContext(texts))
 
 
 def by_async(found: ModelPlanner, texts: list[str]) -> Mandate | None:
-    return asyncio.run(found.aplan(texts))
+    return asyncio.run(found.aplan(TurnInContext(texts)))
 
 
 @pytest.fixture(params=[sync, by_async], ids=["plan", "aplan"])
@@ -181,7 +182,7 @@ def test_the_schema_leaves_out_what_the_library_fills_in() -> None:
 def test_it_sees_earlier_messages_that_are_short_and_plain(text: str, earlier: list[str], seen: bool) -> None:
     """Nobody pasted anything into them or between, and there are few."""
     found, model = planner(answer(pay()))
-    found.plan([text], earlier)
+    found.plan(TurnInContext([text], earlier))
     assert ("Who is Bob?" in model.prompts[0][-1].text) is seen
 
 
