@@ -142,7 +142,9 @@ class Placing:
                 continue
             here = [(need, [*found, *self._again(need, found)]) for need, found in here]
             placed = self._apart(here, _deed(step, profile))
-            if placed is None:
+            if before and says("amend", self._said((n, sentence)), self.known):
+                why = "it is unclear what `it` changes"  # `mandate.follow_ups` reads "make it 45"
+            elif placed is None:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._listed(placed, _deed(step, profile)):
                 why = "it shares a value with a step that stands elsewhere in the words"

@@ -545,7 +545,7 @@ TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
 
 
 @pytest.mark.parametrize(("earlier", "text", "step", "left"), [
-    ("Close the ticket T-5", "No, set it to pending", TICKET, True), ("T-5 is mine. Close it!", "Make it pending", TICKET, True),
+    ("Close the ticket T-5", "No, set it to pending", TICKET, True), ("T-5 is mine. Close it!", "Make it pending", TICKET, False),
     ("What is up with T-5?", "Could you set it to pending?", TICKET, True), ("Never mind T-5", "Set it to pending", TICKET, False),
     ("Close the ticket T-5", "Set it to closed instead of pending", TICKET, False), ("Close the ticket T-5", "No pending tickets, please", TICKET, False),
     ("Close the ticket T-5", "No, it is not pending", TICKET, False), ("Close the ticket T-5", "I changed my mind about pending", TICKET, False),
