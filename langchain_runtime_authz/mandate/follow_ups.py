@@ -31,14 +31,15 @@ from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 _TUESDAY: Final = date(1, 1, 2)  # `date.min` is a Monday
 _TELLING: Final = re.compile(r"[\d/\\@#:]|\.(?=\w)")  # signs that tell a name from a path
 _BEHIND: Final = re.compile(r"\s?([^\W\d_]+|[%$\u20ac\u00a3])")  # "euros" of "45 euros"
+_COMMA: Final = re.compile(r"[,\uff0c\u3001\n]")
 _LETTER: Final = r"[^\W\u3400-\u9fff]"  # of a script with blanks between words
 _MARKS: Final = tuple(
     (kind, lazy(rf"{before}(?:{any_phrase(name)}){behind}", re.IGNORECASE))
     for kind, before, name, behind in (
         ("rather", r"\A", "corrects_before", rf"(?!{_LETTER})"),
         ("rather", rf"(?<!{_LETTER})", "corrects_behind", r"(?=[.!]*\Z)"),
-        ("and", rf"(?<!{_LETTER})", "added_before", rf"(?!{_LETTER})"),
-        ("also", rf"(?<={VALUE}) ?", "added_behind", rf"(?!{_LETTER})"),
+        ("and", r"(?:\A|(?<=[,.!] ))", "added_before", rf"(?!{_LETTER})"),
+        ("also", rf"(?<={VALUE}) ?", "added_behind", rf"(?!{_LETTER}|,? ?{VALUE})"),
     )
 )
 _RULES: Final = {"rather": "values", "also": "more_values", "and": "and_values", "": "values"}
@@ -110,9 +111,19 @@ class _Message:
             of = self._in_same_way(place, name, {one: base.text[: said[one].start] for one in of})
             if of != [name] or not self._same_unit(place, base.text[said[name].end :]):
                 return None
+            old = base.text[said[name].start : said[name].end]
             if isinstance(order.args[name], Const) and isinstance(order.args[name].value, tuple):  # type: ignore[union-attr]
                 return None  # it may become one of several
+            if not self.plain(place, schema.get(name), capital=old[:1].isupper()):
+                return None
         return replaced(base.text, [(said[name], self.text[p.start : p.end]) for name, p in new.items()])
+
+    def plain(self, place: Place, schema: object, *, capital: bool = False) -> bool:
+        """Return True if a value may be a name, and has a `capital` if the old one has."""
+        said = self.text[place.start : place.end]
+        if as_list(as_mapping(schema).get("enum")) or _TELLING.search(said):
+            return True
+        return says("plain_value", said, self.known) and not (capital and said[:1].islower())
 
     def _in_same_way(self, place: Place, name: str, before: Mapping[str, str]) -> list[str]:
         """Return those arguments whose old values stand behind the same word, like "to"."""
@@ -157,10 +168,12 @@ def keep_follow_ups(
     right_before = bool(earlier) and bool(before) and before[-1].text == earlier[-1]
     if not right_before or not 0 < len(steps) <= _MOST or not _one_sentence(before[-1].text):
         return
+    if says("says_more", before[-1].text, check.placing.known):
+        return
     if any((s.id in check.kept and not check.doubtful(s)) or not check.profiles[s.tool].inside for s in steps):
         return
     new = [_new_values(check, step) for step in steps]
-    if not all(new) or len({frozenset(places) for places in new}) > 1 or not _apart(new):
+    if not all(new) or len({frozenset(places) for places in new}) > 1 or not _apart(new, text):
         return
     message = _Message(text, [place for places in new for place in places.values()], len(new), check.placing.known)
     if not message.only_values:
@@ -169,7 +182,10 @@ def keep_follow_ups(
         found = [_repeated(check, *each, message, before, ordered) for each in zip(steps, new, strict=True)]
     else:
         answer = f"{earlier[-1].rstrip(' .')} {text}"
-        found = [_ordered([step], answer, ordered) if not message.kind else None for step in steps]
+        plain = all(
+            message.plain(place, check.schemas[steps[0].tool].get(n)) for places in new for n, place in places.items()
+        )
+        found = [_ordered([step], answer, ordered) if plain and not message.kind else None for step in steps]
     if None not in found:
         kept = {step.id: without_spans(step) for step in found if step is not None}
         check.kept, check.followed = check.kept | kept, {*kept}
@@ -209,6 +225,8 @@ def _repeated(
     if not message.repeats or check.placing.says_any(check.other_choices(step.tool, step.args)):
         return None
     given = on_days(step.model_copy(update={"args": check.without_defaults(step)}), profile, check.today)
+    if message.kind in ("and", "also") and not any(_names(given, name, profile, schema) for name in new):
+        return None
     for turn in reversed(before):
         orders = turn.mandate.steps
         if (
@@ -235,6 +253,12 @@ def _ordered(steps: Sequence[Step], text: str, ordered: Ordered) -> Step | None:
     return None if kept is None or kept.id in mandate.confirm else kept
 
 
+def _names(step: Step, name: str, profile: ToolProfile, schema: Mapping[str, Any]) -> bool:
+    """Return True if a value is a name or a day: "45 too" may mean 45 more."""
+    choice = as_list(as_mapping(schema.get(name)).get("enum"))
+    return name in profile.when or not (choice or _shape(step.args[name]) == {"num"})
+
+
 def _alike(step: Step, order: Step, profile: ToolProfile, new: Mapping[str, Place]) -> bool:
     """Return True if a step is an order of a message before, but for new values."""
     return (
@@ -248,10 +272,11 @@ def _alike(step: Step, order: Step, profile: ToolProfile, new: Mapping[str, Plac
     )
 
 
-def _apart(steps: Sequence[Mapping[str, Place]]) -> bool:
-    """Return True if the values of each step stand together in the message."""
+def _apart(steps: Sequence[Mapping[str, Place]], text: str) -> bool:
+    """Return True if the values of each step stand together, without a comma."""
     hulls = sorted(span_of_places([*places.values()]) for places in steps)
-    return all(one.end <= two.start for one, two in pairwise(hulls))
+    between = (text[a.end : b.start] for places in steps for a, b in pairwise(sorted(places.values())))
+    return all(one.end <= two.start for one, two in pairwise(hulls)) and not any(map(_COMMA.search, between))
 
 
 def without_spans(step: Step) -> Step:

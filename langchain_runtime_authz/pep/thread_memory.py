@@ -226,7 +226,7 @@ def turns_before(log: Sequence[HumanText], turn: Turn, zone: ZoneInfo | None) ->
 def _replaces(log: Sequence[HumanText], epoch: int) -> bool:
     """Return True if an epoch edits or removes a message, or brings a history."""
     keys = {t.key for t in log if t.epoch < epoch and t.key}
-    return any(t.past or t.key in keys or not (t.text or t.own or _is_data(t)) for t in log if t.epoch == epoch)
+    return any(t.past or t.key in keys or not (t.text or _is_data(t)) for t in log if t.epoch == epoch)
 
 
 def _is_data(text: HumanText) -> bool:
