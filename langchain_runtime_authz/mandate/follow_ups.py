@@ -166,9 +166,7 @@ def keep_follow_ups(
     """
     steps = [s for s in check.mandate.steps if s.tool in check.profiles and check.profiles[s.tool].side_effect]
     right_before = bool(earlier) and bool(before) and before[-1].text == earlier[-1]
-    if not right_before or not 0 < len(steps) <= _MOST or not _one_sentence(before[-1].text):
-        return
-    if says("says_more", before[-1].text, check.placing.known):
+    if not right_before or not 0 < len(steps) <= _MOST or not _says_one_thing(before[-1].text, check):
         return
     if any((s.id in check.kept and not check.doubtful(s)) or not check.profiles[s.tool].inside for s in steps):
         return
@@ -182,20 +180,22 @@ def keep_follow_ups(
         found = [_repeated(check, *each, message, before, ordered) for each in zip(steps, new, strict=True)]
     else:
         answer = f"{earlier[-1].rstrip(' .')} {text}"
-        plain = all(
-            message.plain(place, check.schemas[steps[0].tool].get(n)) for places in new for n, place in places.items()
-        )
-        found = [_ordered([step], answer, ordered) if plain and not message.kind else None for step in steps]
+        known = [
+            (place, check.schemas[s.tool].get(n)) for s, of in zip(steps, new, strict=True) for n, place in of.items()
+        ]
+        plain = not message.kind and all(message.plain(place, schema) for place, schema in known)
+        found = [_ordered([step], answer, ordered) if plain else None for step in steps]
     if None not in found:
         kept = {step.id: without_spans(step) for step in found if step is not None}
         check.kept, check.followed = check.kept | kept, {*kept}
         check.lost = {step: why for step, why in check.lost.items() if step not in kept}
 
 
-def _one_sentence(text: str) -> bool:
+def _says_one_thing(text: str, check: StepCheck) -> bool:
+    """Return True if a text is one short sentence without a remark or a read."""
     segments = Texts([text]).segments if len(text) <= _LONG else []
     starts = [at for segment in segments for at in segment.starts if segment.text[at:].strip(" \n.")]
-    return len(starts) == 1
+    return len(starts) == 1 and not says("says_more", text, check.placing.known)
 
 
 def _new_values(check: StepCheck, step: Step) -> dict[str, Place]:
