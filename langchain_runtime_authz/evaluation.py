@@ -111,7 +111,7 @@ class TaskContext(Model):
 
 
 class PromptContext(Model):
-    """The planning model and the digest of its system messages; null if not observed."""
+    """The model that planned, and its system messages' digest; null if unseen."""
 
     model: str | None = None
     digest: str | None = None

@@ -292,7 +292,7 @@ class _User:
 
 
 def judge(kind: str, task: Any, world: World, answer: str, ran: Sequence[ToolCall]) -> bool:
-    """Return AgentDojo's verdict about a run: `utility` of a task, or `security`."""
+    """Return AgentDojo's verdict about a run; `kind` is `utility` or `security`."""
     from agentdojo.functions_runtime import FunctionCall
 
     facts = (answer, world.before, world.env)

@@ -181,7 +181,7 @@ class ToolExecution(CodeScope):
         return True
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of the tool's `run`, with tokens removed from its streams."""
+        """Return the arguments for the tool's `run`, whose callbacks see no credential."""
         if not given.get("callbacks"):
             return given
         return {**given, "callbacks": output_filter.watched_callbacks(given["callbacks"], self._outlet)}

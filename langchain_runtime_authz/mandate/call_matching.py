@@ -424,7 +424,7 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
 def _amount(call: CallFacts) -> int | None:
     """Return the sum of a call's amounts in hundredths; None if it is not certain.
 
-    It is not certain with another number, which may multiply the amount, or with several recipients for one amount.
+    It is not certain if the call has another number, which may multiply the amount, or several recipients for one amount.
     """
     total, paid, counts = Fraction(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():

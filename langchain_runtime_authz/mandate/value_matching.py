@@ -173,7 +173,7 @@ def calculate(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
 
 
 def is_rounded(value: Decimal, result: Decimal) -> bool:
-    """Return True if `value` is `result`, rounded by at most half a cent and 1 %."""
+    """Return True if `value` is `result` within half a cent, and within 1 % of it."""
     with localcontext(EXACT):
         return abs(value - result) <= min(Decimal("0.005"), result / 100)
 

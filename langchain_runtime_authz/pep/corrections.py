@@ -94,8 +94,8 @@ def commit_answers(
     rejection with a reason changes the task. The same commit then advances the epoch and carries the plans over,
     without rejected calls and with the approver's edits.
 
-    Raises `AuthzDenied` if others changed the task or the subject may not answer. Other codes: `approval_settled` (the
-    question was answered before), `approval_partial`, `approval_waits` (another approver must answer too).
+    Raises `AuthzDenied` if others changed the task or the subject may not answer, if the question was answered before
+    (`approval_settled`), or if more must be answered: by this approver (`approval_partial`), by another (`approval_waits`).
     """
     open_ids = {a.id for a in questions}
     try:
@@ -243,7 +243,7 @@ def record_state_edit(
 ) -> Flow[None]:
     """Record that `by` edited a thread's state, which made the new `checkpoint`.
 
-    `children`: digest of the waiting child graphs. By it, the next root entry sees that nobody else edited them.
+    `children`: digest of the waiting child graphs. If the next root entry finds another digest, somebody else edited them.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 

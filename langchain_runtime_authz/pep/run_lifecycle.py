@@ -122,7 +122,7 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     kept: Snapshot = yield Load(run.scope, Query(marks=(name, *(f"mandate:{turn.key}" for turn in older))))
     if name not in kept.marks:
         today = local_day(run.engine.zone, said.at)
-        turn = TurnInContext(said.texts, earlier_texts(known.log, said), today, _ordered_before(kept, older))
+        turn = TurnInContext(said.texts, earlier_texts(known.log, said), today, _mandates_before(kept, older))
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, turn)
         if found is not None:
             found = found.of("planner", name)
@@ -132,8 +132,8 @@ def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
 
 
-def _ordered_before(kept: Snapshot, turns: Iterable[Turn]) -> tuple[TurnBefore, ...]:
-    """Return what the turns right before ordered, the newest last."""
+def _mandates_before(kept: Snapshot, turns: Iterable[Turn]) -> tuple[TurnBefore, ...]:
+    """Return the mandates of the turns directly before this one, the newest last."""
     found = list[TurnBefore]()
     for turn in turns:
         if (mandate := kept.marks.get(f"mandate:{turn.key}")) is None:
