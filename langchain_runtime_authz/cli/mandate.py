@@ -68,6 +68,7 @@ def explain(
     from langchain_runtime_authz.facts.local_time import checked_zone, local_day
     from langchain_runtime_authz.mandate.description import described_mandate
     from langchain_runtime_authz.mandate.message_places import without_material
+    from langchain_runtime_authz.mandate.word_follow_ups import compile_turn
     from langchain_runtime_authz.tool_profile import load_profiles
 
     said = [sys.stdin.read() if text == "-" else text for text in texts]
@@ -75,7 +76,9 @@ def explain(
     schemas = _schemas(declared, graph)
     today = local_day(checked_zone(zone), time.time()) if zone is not None else None
     given = declared, schemas, today
-    compiled = _planned(planner, said, after or [], *given) if planner else _read(said, after or [], *given)
+    compiled = (
+        _planned(planner, said, after or [], *given) if planner else compile_turn(said, (after or [])[::-1], *given)
+    )
     found = compiled.mandate
     sentences = described_mandate(found, declared) if found is not None else []
     parts = sum(len(without_material(text)[1]) for text in said)
@@ -136,24 +139,6 @@ def _schemas(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[
     from langchain_runtime_authz.langgraph.tool_facts import schema_of
 
     return {tool.name: schema_of(tool) for tool in tools_of(load_graph(graph))}
-
-
-def _read(
-    texts: list[str],
-    after: list[str],
-    declared: Mapping[str, ToolProfile],
-    schemas: Mapping[str, Any],
-    today: date | None,
-) -> Compiled:
-    from langchain_runtime_authz.mandate.model import Compiled
-    from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
-    from langchain_runtime_authz.mandate.words import compile_words
-
-    compiled = compile_words(texts, declared, schemas, today)
-    if compiled.mandate is None and len(texts) == 1:
-        found = compile_follow_up(texts[0], after, declared, schemas, today)
-        return Compiled(found) if found is not None else compiled
-    return compiled
 
 
 def _planned(

@@ -111,8 +111,8 @@ class _Message:
             of = self._in_same_way(place, name, {one: base.text[: said[one].start] for one in of})
             if of != [name] or not self._same_unit(place, base.text[said[name].end :]):
                 return None
-            old = base.text[said[name].start : said[name].end]
-            if isinstance(order.args[name], Const) and isinstance(order.args[name].value, tuple):  # type: ignore[union-attr]
+            given, old = order.args[name], base.text[said[name].start : said[name].end]
+            if isinstance(given, Const) and isinstance(given.value, tuple):
                 return None  # it may become one of several
             if not self.plain(place, schema.get(name), capital=old[:1].isupper()):
                 return None

@@ -16,15 +16,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._locks import cached_property
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.languages import languages, singular, words_of
-from langchain_runtime_authz.mandate.message_places import (
-    CHANGED,
-    DIRECTIONS,
-    PERCENT,
-    Place,
-    Texts,
-    Unit,
-    leading,
-)
+from langchain_runtime_authz.mandate.message_places import CHANGED, DIRECTIONS, PERCENT, Place, Texts, Unit, leading
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import (
     QUOTE,

@@ -1,18 +1,18 @@
-"""Compile a short message that goes on with the one before it, without a planner.
+"""Compile a turn without a planner, also a short message that goes on with the one before it.
 
 The words compiler reads the message before with new values in place, and the planner's check must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from itertools import permutations
 from typing import Any, Final
 
 from langchain_runtime_authz.mandate.follow_ups import TurnBefore, may_be, replaced, without_spans
 from langchain_runtime_authz.mandate.languages import languages
-from langchain_runtime_authz.mandate.model import Const, Mandate, Step
+from langchain_runtime_authz.mandate.model import Compiled, Const, Mandate, Step
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.mandate.step_checks import argument_schemas
 from langchain_runtime_authz.mandate.words import compile_words
@@ -22,29 +22,31 @@ _SHORT: Final = 80  # characters of such a message
 _MOST: Final = 3  # values in it
 
 
-def compile_follow_up(
-    text: str,
-    earlier: Sequence[str],
+def compile_turn(
+    texts: Sequence[str],
+    earlier: Iterable[str],
     profiles: Mapping[str, ToolProfile],
     schemas: Mapping[str, Mapping[str, Any]],
     today: date | None = None,
-) -> Mandate | None:
-    """Return the mandate of a message that only says new values, or None.
+) -> Compiled:
+    """Compile the mandate of one turn, or list what was not understood.
 
     Args:
-        text: the message, which orders nothing by itself.
-        earlier: the user's messages right before it, the newest last.
+        texts: the user's messages of the turn, in order.
+        earlier: the user's messages right before it, the newest first. They are read only if one text is not understood.
         profiles: tool → profile.
         schemas: tool → the JSON schema of its arguments.
         today: the date of the messages.
     """
-    before, known = list[TurnBefore](), (profiles, schemas, today)
-    if len(text) > _SHORT:
-        return None
-    for said in earlier:
+    compiled, known = compile_words(texts, profiles, schemas, today), (profiles, schemas, today)
+    if compiled.mandate is not None or len(texts) != 1 or len(texts[0]) > _SHORT:
+        return compiled
+    before = list[TurnBefore]()
+    for said in [*earlier][::-1]:
         mandate = compile_words([said], *known).mandate or _follow_up(said, before, *known)
         before.append(TurnBefore(said, mandate or Mandate()))
-    return _follow_up(text, before, *known)
+    found = _follow_up(texts[0], before, *known)
+    return compiled if found is None else Compiled(found)
 
 
 def _follow_up(

@@ -82,16 +82,12 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
     # Imported at first use, so that importing the package stays fast.
-    from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
-    from langchain_runtime_authz.mandate.words import compile_words
+    from langchain_runtime_authz.mandate.word_follow_ups import compile_turn
 
     tools, turn, zone = run.engine.tools, said.turn, run.engine.zone
-    known = tools.declared, tools.schemas, local_day(zone, turn.at)
     try:
-        found = compile_words(turn.texts, *known).mandate
-        if found is None and len(turn.texts) == 1:
-            before = [older.texts[0] for older in turns_before(said.log, turn, zone)]
-            found = compile_follow_up(turn.texts[0], before[::-1], *known)
+        earlier = (older.texts[0] for older in turns_before(said.log, turn, zone))
+        found = compile_turn(turn.texts, earlier, tools.declared, tools.schemas, local_day(zone, turn.at)).mandate
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None

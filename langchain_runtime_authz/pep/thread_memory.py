@@ -54,8 +54,8 @@ _TURNS_BEFORE: Final = 8  # turns that the newest one may go on with
 class TaskWords:
     """The user's texts of one task.
 
-    `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the user's own texts.
-    `recorded`: the audit log has the mandate.
+    `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the
+    user's own texts. `recorded`: the audit log has the mandate.
     """
 
     digest: str

@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from langchain_runtime_authz.mandate import word_follow_ups
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from tests.cli import cli
 
@@ -110,14 +110,12 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
         seen.extend(given)
         return Compiled(Mandate(steps=(Step("l", "look"),), source="words"), (Dropped('"Why?"', "it is a question"),))
 
-    words = ModuleType("langchain_runtime_authz.mandate.words")
-    words.compile_words = read  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, words.__name__, words)
-    found = explain(run, "Look. Why?")
+    monkeypatch.setattr(word_follow_ups, "compile_turn", read)
+    found = explain(run, "Look. Why?", "--after", "Hi", "--after", "Look")
     assert found.exit_code == 1
     assert found.stdout == 'understood:\n  read: look\ndropped:\n  "Why?": it is a question\n' + NOTE
-    texts, profiles, signatures, today = seen
-    assert texts == ["Look. Why?"] and today is None
+    texts, earlier, profiles, signatures, today = seen
+    assert (texts, earlier, today) == (["Look. Why?"], ["Look", "Hi"], None)
     assert set(profiles) == set(signatures) == {"send_money", "look"}
     assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
 

@@ -10,7 +10,7 @@ from langchain_runtime_authz.mandate.follow_ups import TurnBefore
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.mandate.model import Compiled, Const
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
-from langchain_runtime_authz.mandate.word_follow_ups import compile_follow_up
+from langchain_runtime_authz.mandate.word_follow_ups import compile_turn
 from langchain_runtime_authz.mandate.words import compile_words
 from tests.benchmarks.mandate_words import DATA
 
@@ -65,7 +65,7 @@ WITHOUT_PLANNER: dict[str, list[Call] | None] = {  # messages → what the last 
 @pytest.mark.parametrize("said", WITHOUT_PLANNER)
 def test_the_same_without_a_planner(said: str) -> None:
     *before, text = said.split(" / ")
-    found = compile_follow_up(text, before, PROFILES, SIGNATURES, TODAY)
+    found = compile_turn([text], before[::-1], PROFILES, SIGNATURES, TODAY).mandate
     args = found and [[s.tool, {name: a.value for name, a in s.args.items() if isinstance(a, Const)}] for s in found.steps]
     assert args == WITHOUT_PLANNER[said]
     assert compile_words([text], PROFILES, SIGNATURES, TODAY).mandate is None
