@@ -176,7 +176,7 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
 def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> str:
     """Return the kind of a word, which the tools may change."""
     if kind not in _OPEN:
-        return "link" if kind in ("away", "from") and word in known.nouns else kind
+        return "link" if kind == "away" and word in known.nouns else kind
     verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
     return "verb" if verb else "noun" if word in known.nouns else kind
 

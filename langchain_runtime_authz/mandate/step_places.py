@@ -395,7 +395,7 @@ class Placing:
                 name for name, words in names.items() if noun and singular(noun[1].lower()) in words - {*DIRECTIONS}
             ]
             owned = self._masked[n][claim.place.end :].startswith(("'s", "\u2019s"))
-            theirs = owned and owner not in profile.when and not (profile.inside and targets == {owner})
+            theirs = owned and not (profile.inside and targets == {owner})
             if labelled or theirs or direction in _WRONG_WAYS[role] or (counted and owner not in counted):
                 return owner
         return None

@@ -1,4 +1,4 @@
-"""Compile a turn without a planner, also a short message that goes on with the one before it.
+"""Compile a turn without a planner. It may go on with the one before it.
 
 The words compiler reads the message before with new values in place, and the planner's check must agree.
 """
