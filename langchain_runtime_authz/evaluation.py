@@ -2,7 +2,7 @@
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of values may gain a value. A field is never renamed or removed, and never changes its type or meaning.
-So a policy keeps its meaning within a version. `test_evaluation.py` pins the field list. Version 2 has
+So a policy keeps its meaning within a version. `policies/request.schema.json` pins the fields. Version 2 has
 `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 
 Every model here is strict and frozen, and refuses unknown fields. Mutable defaults come from factories, because
