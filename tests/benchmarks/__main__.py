@@ -29,6 +29,7 @@ from langgraph.prebuilt import ToolNode
 
 from tests import generated
 from tests.benchmarks import peers, sizing
+from tests.benchmarks.credential import credentials
 from tests.benchmarks.ledgers import ledgers
 from tests.benchmarks.per_call import (
     TREE,
@@ -298,6 +299,7 @@ GROUPS = {
     "starts": Group("What is done once, or where graphs are built anew; plain is the build of the graph", "ms", starts),
     "processes": Group("Whole processes; plain is LangGraph alone, or Python alone", "ms", processes),
     "outside": Group("A tool that runs outside every run, in a process with a hundred instances", "ms", outside),
+    "credentials": Group("Tokens and proofs, where plain is PyJWT's call of the same cryptography", "µs", credentials),
     "statements": Group("Statements of a turn of `create_agent` (counts)", "", statements, once=True),
     "memory": Group("Memory that stays after a call, over the later half of the calls (resident set)", "B", memory, once=True),
     "peers": Group("An invocation with one permitted call: START → agent → tools → END, whose agent is a function", "µs"),
