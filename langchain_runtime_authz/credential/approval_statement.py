@@ -15,13 +15,15 @@ from typing import Any, Final, Literal
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws, refuse, sign_compact
-from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, SigningKey
+from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.facts.task import content_digest
 
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
-HERE: Final = "urn:langchain-runtime-authz:approvals"  # `iss` of statements that `Approvers` signs
+HERE: Final = (
+    "urn:langchain-runtime-authz:approvals"  # `issuer` of answers that need no signature: `authz.approve(by=)`
+)
 _CODE: Final = Code.APPROVAL_STATEMENT
 _STATED: Final = ("id", "graph", "thread", "epoch", "tool", "args_digest")
 
@@ -44,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A verified statement: approver (`type:id`), verdict, `iss` and `jti`."""
+    """An answer that counts: approver (`type:id`), verdict, `iss` and `jti`."""
 
     approver: str
     verdict: Verdict
@@ -98,13 +100,6 @@ class Approvers:
             raise ConfigError("approvers are people: name each as `user:<id>`")
         if self._people.keys() & self._services.keys() or HERE in self._services:
             raise ConfigError(f"a service cannot have the name of a user, nor `{HERE}`; rename it")
-        # Signs for approvers authenticated in this process by the application or an identity provider.
-        self._own = SigningKey.generate()
-        self._services[HERE] = key_source(self._own.jwks())
-
-    def state(self, approver: str, verdict: Verdict, question: Question, jti: str, *, message: str, now: float) -> str:
-        about: dict[str, Any] = {"verdict": verdict, "question": question, "message": message}
-        return sign_statement(self._own, approver=approver, **about, jti=jti, issuer=HERE, now=now)
 
     def _verify(
         self, statement: str, question: Question, *, message: str = "", now: float | None = None

@@ -26,7 +26,7 @@ from langchain_runtime_authz.pep.outdated_reads import resource_scope
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
+    from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Verdict
     from langchain_runtime_authz.evaluation import Subject
     from langchain_runtime_authz.facts.plan import PlanRecord
     from langchain_runtime_authz.facts.task import HumanText
@@ -59,6 +59,8 @@ def answer_outside_graph(
     Give either `by`, the approver, or a signed `statement`; otherwise it raises `ConfigError`. `content`: the audit log
     stores the `message` itself, not only its digest. The other errors are those of `RuntimeAuthz.approve`.
     """
+    from langchain_runtime_authz.credential.approval_statement import HERE, Statement  # this loads the signing library
+
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
     found: Sequence[tuple[Scope, Approval]] = yield ListAsked(id)
@@ -67,12 +69,12 @@ def answer_outside_graph(
     now = (yield Load(scope, Query())).now
     if 0 < asked.expires_at <= now:
         raise AuthzError(Code.APPROVAL_EXPIRED)
-    if statement is None and by is not None:
+    if by is not None:
         if by.type != "user":
             raise AuthzError(Code.APPROVAL_APPROVER)
-        statement = approvers.state(by.principal, verdict, about, new_id(), message=message, now=now)
-    verify = Perform(approvers.verify, approvers.averify, str(statement), about, message=message, now=now)
-    said: Statement = yield verify
+        said = Statement(by.principal, verdict, issuer=HERE, jti=new_id())
+    else:
+        said = yield Perform(approvers.verify, approvers.averify, statement, about, message=message, now=now)
     if said.verdict != verdict:
         raise AuthzError(Code.APPROVAL_VOID)
     given = AnswerApproval(
