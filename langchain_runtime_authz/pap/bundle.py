@@ -12,7 +12,6 @@ which OPA signs and otherwise ignores:
 | `cases` | requests and the decisions that they must get: tried before the bundle is used |
 | `entrypoint` | the rule that answers; by default the first that `wasm` in the manifest names |
 | `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
-| `sha256` | each file's digest, so that an unsigned bundle that is written halfway is refused |
 
 `revision` in the manifest is a whole number that grows with every release.
 """
@@ -53,7 +52,6 @@ ALGORITHMS: Final = ("ES256", "ES384", "ES512", "EdDSA", "RS256", "RS384", "RS51
 WASM: Final = "policy.wasm"
 CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "entities.json")
 MAX_BYTES: Final = 32 * 1024 * 1024
-MAX_FILES: Final = 1000
 NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
 ENTRYPOINT: Final = "runtime_authz/decision"
 
@@ -179,17 +177,11 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 if file is None or ".." in at.parts or at.as_posix() in found:
                     raise policy_error(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
-                _bounded(found, name)
     except gzip.BadGzipFile as exc:
         raise policy_error(f"`{name}` is not a policy bundle, which is a .tar.gz") from exc
     except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
         raise policy_error(f"`{name}` is not a policy bundle: {exc}") from exc
     return found
-
-
-def _bounded(found: Mapping[str, bytes], name: str) -> None:
-    if len(found) > MAX_FILES or sum(map(len, found.values())) > MAX_BYTES:
-        raise policy_error(f"`{name}` is too large for a policy bundle")
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
@@ -203,13 +195,12 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
     for needed in (MANIFEST, *(cedar or (DATA, WASM))):
         if needed not in files:
             raise policy_error(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
-    _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
     if not isinstance(number, str) or not NUMBER.fullmatch(number):
         raise policy_error(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
-        digest=hashlib.sha256(json.dumps(_hashes(files, SIGNATURES), sort_keys=True).encode()).hexdigest(),
+        digest=_digest(files),
         wasm=None if cedar else files[WASM],
         data={} if cedar else json_object(files[DATA], f"{name}: {DATA}"),
         entrypoint=_entrypoint(manifest, name),
@@ -264,22 +255,9 @@ def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
     return tuple(found)
 
 
-def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any], signed_by: str) -> None:
-    given = metadata.get("sha256")
-    if given is None and signed_by:
-        return
-    if not isinstance(given, dict):
-        raise policy_error(
-            f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
-        )
-    seen = _hashes(files, MANIFEST, SIGNATURES)
-    if seen != given:
-        differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))
-        raise policy_error(f"{name}: `{differ[0]}` is not the file that the manifest names")
-
-
-def _hashes(files: Mapping[str, bytes], *without: str) -> dict[str, str]:
-    return {n: hashlib.sha256(c).hexdigest() for n, c in sorted(files.items()) if n not in without}
+def _digest(files: Mapping[str, bytes]) -> str:
+    hashes = {n: hashlib.sha256(c).hexdigest() for n, c in files.items() if n != SIGNATURES}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
@@ -295,8 +273,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 def with_manifest(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """Return `files` and a manifest. It omits `wasm`, which most OPA servers refuse."""
-    about = {**metadata, "sha256": _hashes(files)}
-    manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
+    manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": metadata}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
 
 

@@ -101,26 +101,18 @@ def test_what_the_key_did_not_sign_is_refused(name: str) -> None:
 
 
 def test_layout_is_not_what_is_signed() -> None:
-    """OPA signs what JSON says: an archive whose data is laid out otherwise still verifies, and no other does."""
+    """OPA signs what JSON says: an archive whose data is laid out otherwise still verifies."""
     made = files(2, key=KEY)
     laid = json.dumps(json.loads(made["data.json"]), indent=2, sort_keys=True).encode()
-    # The digests are of bytes, and only what a signature does not hold needs them.
-    manifest = json.loads(made[".manifest"])
-    del manifest["metadata"]["sha256"]
-    bare = {**unsigned(made), ".manifest": json.dumps(manifest).encode()}
-    bare[".signatures.json"] = sign(bare, KEY.private, "ES256")
-    assert parse_bundle({**bare, "data.json": laid}, "b", {"default": KEY.public}).number == 2
-    assert refused(bare).code == Code.POLICY_INVALID
+    assert parse_bundle({**made, "data.json": laid}, "b", {"default": KEY.public}).number == 2
 
 
 BROKEN: dict[str, Callable[[Files], Files]] = {
-    "half written": lambda m: {**m, "data.json": files(2, {"redact": {"x": []}})["data.json"]},
     "no manifest": lambda m: {n: c for n, c in m.items() if n != ".manifest"},
     "no policy": lambda m: {n: c for n, c in m.items() if n != "policy.wasm"},
     "manifest is no JSON": lambda m: {**m, ".manifest": b"["},
     "manifest is a list": lambda m: {**m, ".manifest": b"[]"},
     "metadata is a list": lambda m: {**m, ".manifest": b'{"metadata": []}'},
-    "no digests": lambda m: {**m, ".manifest": b'{"revision": "1"}'},
     "profile": lambda m: files(2, profiles={"t": {"effect": "fly"}}),
     "profiles": lambda m: files(2, profiles=[]),
     "grant": lambda m: files(2, grants={"g": {"tols": []}}),
@@ -181,7 +173,7 @@ SIZES = [b"0" * 11 + b"\0", b"\x80" + (20 << 30).to_bytes(11, "big"), b"\x80" + 
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"plain", b"\x1f\x8b", pack(files(1))[:2000], pack({"../x": b"", "y": b""}),
+    b"", b"plain", b"\x1f\x8b", pack(files(1))[:2000], pack(files(1))[:-1], pack(files(1))[:2000] + pack(files(2))[2000:], pack({"../x": b"", "y": b""}),
     *(_member(kind, size) for kind in (b"S", b"0") for size in SIZES),
 ])
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
