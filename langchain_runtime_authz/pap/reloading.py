@@ -170,13 +170,11 @@ class ReloadingPDP(InProcess):
         self._least = checked_count("at_least", at_least)
         marked = Path(f"{os.path.abspath(self.source)}.highest")  # noqa: PTH100  (follow no link)
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
-        self._poll = checked_seconds("poll", poll)
+        self._seconds = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
         self._timeout = checked_seconds("timeout", timeout)
         self._refused, self._closed = "", False
-        # Of a refused source: its stamp, when it may be read again, the error's detail and code. The exception itself
-        # would keep the refused bundle in memory, by its traceback's frames.
-        self._rejected: tuple[Seen, float, str, str] | None = None
+        self._rejected: tuple[Seen, float] = (), 0.0  # the stamp of a refused source, and until when it is left alone
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
         self._confirmed = time.monotonic()
@@ -207,35 +205,28 @@ class ReloadingPDP(InProcess):
         bundle = self._live.bundle
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
-    def reload(self, *, again: bool = True) -> bool:
+    def reload(self) -> bool:
         """Check the source now. Return True if another revision decides from now on.
 
-        A bundle that was refused before is read again. With `again=False`, as in the background, it is read again only
-        after a minute or a change. Raises `ConfigError` if the source's bundle is refused; the present policy stays.
+        Raises `ConfigError` if the source's bundle is refused; the present policy stays.
         """
         with self._lock:
             if self._closed:
                 raise policy_error("the PDP was closed")
-            seen = self._look()
-            known = seen == self._seen and seen and not self._refused
-            state = seen
-            with suppress(OSError):  # the file may be gone
-                state = (*seen, file_stamp(self._highest.path)) if seen else seen
+            seen, stamp = self._look(), self._stamp()
+            self._rejected = (), 0.0
             try:
-                was, self._rejected = self._rejected, None
-                if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
-                    self._rejected = was
-                    raise ConfigError(*was[2:])
+                known = seen == self._seen and seen and not self._refused
                 new = self._live if known else self._loaded(self._live)
                 self._highest.advance(new.bundle)  # another process may have advanced it; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
-                    # Logged as text, for the same reason as `_rejected`.
+                    # As text: the traceback of the exception would keep the refused bundle in memory.
                     _log.error("policy %s stays: %s", self.revision, printable(str(exc)))
                 self._refused = str(exc)
                 passes = isinstance(exc.__cause__, OSError) and not isinstance(exc.__cause__, gzip.BadGzipFile)
-                if state and self._rejected is None and not passes:  # the same files will be refused again
-                    self._rejected = (state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
+                if not passes:  # the same files will be refused again
+                    self._rejected = stamp, time.monotonic() + _REMEMBERED
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()
             if new is self._live:
@@ -294,11 +285,23 @@ class ReloadingPDP(InProcess):
         except OSError:  # reading it reports why
             return ()
 
+    def _stamp(self) -> Seen:
+        """Return a stamp of the files by which a bundle is refused."""
+        with suppress(OSError):  # the file may be gone
+            return (*self._look(), file_stamp(self._highest.path))
+        return self._look()
+
+    def _poll(self) -> None:
+        """Check the source, unless it was refused in the last minute and is the same."""
+        stamp, until = self._rejected
+        if time.monotonic() >= until or self._stamp() != stamp:
+            self.reload()
+
     def _watch(self) -> None:
         """Start watching, also in a fork's child, which has lost the thread."""
         self._lock, self._stop = threading.Lock(), threading.Event()
         if not self._closed:
-            target, arguments = _follow, (weakref.ref(self), self._stop, self._poll)
+            target, arguments = _follow, (weakref.ref(self), self._stop, self._seconds)
             threading.Thread(target=target, args=arguments, name="runtime-authz-policy", daemon=True).start()
 
 
@@ -308,7 +311,7 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         if pdp is None:
             return
         try:
-            pdp.reload(again=False)
+            pdp._poll()  # noqa: SLF001
         except ConfigError:
             pass  # reported in `status` and in the log
         except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
