@@ -38,13 +38,12 @@ def controls(
     return Printout(document, _text(document), any(p["result"] == "failed" for p in parts))
 
 
-def rule_lines(reason: str) -> list[int]:
-    """Return the lines of the shipped policy's rules that give a reason."""
+def rule_lines(policy: str, reason: str, kind: str = "denied|asked") -> list[int]:
+    """Return the lines of a policy's text that give a reason, or oblige to something."""
     name = re.escape(reason.removeprefix("obligation:"))
-    given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
-    given = given if name == reason else rf'"type": "{name}"'
-    text = (POLICIES / REGO).read_text(encoding="utf-8").splitlines()
-    return [number for number, line in enumerate(text, 1) if re.search(given, line)]
+    given = rf'({kind}) contains "{name}"|\s*"max_\w+": "{name}",|@reason\("{name}"\)'
+    given = rf'.*"type": "{name}"' if reason.startswith("obligation:") else given
+    return [number for number, line in enumerate(policy.splitlines(), 1) if re.match(given, line)]
 
 
 def read_results(path: Path) -> dict[str, str]:
@@ -91,7 +90,8 @@ def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
     # `OWN_TEST` exists for every rule: a request that no other rule decides.
     tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)
-    return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}
+    lines = rule_lines((POLICIES / REGO).read_text(encoding="utf-8"), rule["reason"])
+    return {"reason": rule["reason"], "lines": lines, "result": worst, "tests": tests}
 
 
 def _text(document: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from langchain_runtime_authz.audit.chain import read_log, verify_or_raise
 from langchain_runtime_authz.audit.encryption import opener
 from langchain_runtime_authz.audit.record import erase_member, locate_member
 from langchain_runtime_authz.cli._app import Keys, Printout
+from langchain_runtime_authz.cli.controls import rule_lines
 from langchain_runtime_authz.cli.policy.open_policy import Policy, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, LocalContext, Obligation
@@ -137,17 +137,7 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
 def rules(policy: Policy, code: str, outcome: str) -> list[str]:
     """Return the `file:line` of the rules that give a reason for an outcome."""
     kind = "asked" if outcome == "approval_required" else "denied"
-    found = []
-    for name, text in policy.rego.items():
-        lines = text.splitlines()
-        bound = any(re.search(rf'^\s*"\w+": "{re.escape(code)}",?$', line) for line in lines)
-        for number, line in enumerate(lines, 1):
-            given = re.match(
-                rf'{kind} contains ("{re.escape(code)}"|bounds\[\w+\])|@reason\(("{re.escape(code)}")\)', line
-            )
-            if given and (bound or '"' in given[0]):
-                found.append(f"{name}:{number}")
-    return found
+    return [f"{name}:{line}" for name, text in policy.rego.items() for line in rule_lines(text, code, kind)]
 
 
 Edit = Callable[[dict[str, Any]], object]
