@@ -66,34 +66,11 @@ def test_meet_is_monotone(a: Grant, b: Grant, c: Grant) -> None:
 
 
 @MANY
-@given(a=grants, b=grants, c=grants)
-def test_covers_is_a_partial_order(a: Grant, b: Grant, c: Grant) -> None:
-    """Reflexive, antisymmetric and transitive."""
-    assert a.covers(a) and Grant().covers(a)
-    assert (a.covers(b) and b.covers(a)) is (a == b)
-    if a.covers(b) and b.covers(c):
-        assert a.covers(c)
-    chain = (a, a.meet(b), a.meet(b).meet(c))
-    assert chain[0].covers(chain[1]) and chain[1].covers(chain[2])
-    assert chain[0].covers(chain[2])
-
-
-@MANY
 @given(a=grants, b=grants, call=calls)
 def test_the_meet_permits_what_both_permit(a: Grant, b: Grant, call: dict[str, Any]) -> None:
     """Nothing more and nothing less, for any call."""
     both = a.refuses(**call) is None and b.refuses(**call) is None
     assert (a.meet(b).refuses(**call) is None) is both
-
-
-@MANY
-@given(a=grants, b=grants, call=calls)
-def test_what_is_covered_is_permitted(a: Grant, b: Grant, call: dict[str, Any]) -> None:
-    """A grant permits every call that a grant it covers permits."""
-    covered = a.meet(b)
-    for greater, lesser in ((a, covered), (b, covered), (a, b), (b, a)):
-        if greater.covers(lesser) and lesser.refuses(**call) is None:
-            assert greater.refuses(**call) is None
 
 
 @MANY
@@ -151,18 +128,6 @@ def test_a_constraint_permits_what_it_says(one_of: list[Any], ge: float | None, 
     assert Constraint(one_of=one_of, ge=ge, le=le).permits(value) is (listed and (within or not bounded))
 
 
-@given(number=numbers, flag=st.booleans())
-def test_booleans_are_not_numbers(number: float, flag: bool) -> None:
-    """Neither as a value within bounds, nor in a list, nor as a bound."""
-    assert not Constraint(ge=number - 10, le=number + 10).permits(flag)
-    assert not Constraint(one_of=[0, 1]).permits(flag) and Constraint(one_of=[flag]).permits(flag)
-    assert not Constraint(one_of=[flag]).permits(int(flag))
-    assert Constraint(one_of=[flag]).meet(Constraint(one_of=[int(flag)])) == Constraint(one_of=[])
-    for bound in ("ge", "le"):
-        with pytest.raises(ValidationError):
-            Constraint.model_validate({bound: flag})
-
-
 @given(tool=names, name=names, constraint=constraints, args=st.dictionaries(names, values, max_size=2))
 def test_a_constrained_argument_must_be_present(tool: str, name: str, constraint: Constraint, args: dict[str, Any]) -> None:
     """Even where its constraint permits every value."""
@@ -177,7 +142,7 @@ def test_a_constrained_argument_must_be_present(tool: str, name: str, constraint
     {"args": {"pay": ["amount"]}}, {"args": {"pay": None}}, {"args": {"pay": {"amount": None}}},
     {"args": {"pay": {"amount": {"max": 10}}}}, {"args": {"pay": {"amount": {"one_of": [None]}}}},
     {"args": {"pay": {"amount": {"one_of": [[1]]}}}}, {"args": {"pay": {"amount": {"one_of": [float("nan")]}}}},
-    {"args": {"pay": {"amount": {"one_of": "abc"}}}}, {"args": {"pay": {"amount": {"ge": "1"}}}},
+    {"args": {"pay": {"amount": {"one_of": "abc"}}}}, {"args": {"pay": {"amount": {"ge": "1"}}}}, {"args": {"pay": {"amount": {"le": True}}}},
     {"args": {"pay": {"amount": {"ge": float("nan")}}}}, {"args": {"pay": {"amount": {"le": float("inf")}}}},
     {"args": ["pay"]}, {"args": None}, {"tools": "pay"}, {"tools": [1]}, {"tools": {"pay": 1}}, {"max_depth": -1},
     {"max_depth": True}, {"max_depth": 1.0}, {"budgets": {"pay": -1}}, {"budgets": {"pay": None}},

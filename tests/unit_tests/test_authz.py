@@ -66,14 +66,6 @@ def test_a_key_from_a_file_lasts(tmp_path: Path) -> None:
     RuntimeAuthz.production(**{**lasting(tmp_path), "issuer": LocalIssuer(key)})
 
 
-@pytest.mark.parametrize("old", ["task_channels", "task_memory", "ambient"])
-def test_an_old_keyword_is_a_type_error(old: str) -> None:
-    for make in (RuntimeAuthz, RuntimeAuthz.production):
-        with pytest.raises((TypeError, ConfigError)) as caught:
-            make(**{"pdp": StaticPDP(True), old: ("messages",)})
-        assert make is not RuntimeAuthz or caught.type is TypeError
-
-
 @pytest.mark.parametrize("wrong", [{"channels": "messages"}, {"channels": ()}, {"channels": (5,)}, {"memory": ["memories"]}, {"memory": [()]}])
 def test_task_sources_are_names(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="sequence of names"):

@@ -130,10 +130,3 @@ def test_the_tree_of_exceptions() -> None:
         assert error.__bases__ == (base,)
     exported = [getattr(errors, name) for name in errors.__all__]
     assert {e for e in exported if isinstance(e, type) and issubclass(e, Exception)} == set(tree)
-
-
-def test_configuration_errors_bear_their_code() -> None:
-    """`config`, or the one that was given."""
-    assert ConfigError("x").code == "config" and ConfigError("x", Code.POLICY_INVALID).code == "policy_invalid"
-    taken = AlreadyProtected("bank")
-    assert (taken.code, "`bank`" in str(taken)) == ("already_protected", True)

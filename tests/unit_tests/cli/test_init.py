@@ -417,11 +417,3 @@ def test_learning_drafts_nothing_for_reviewed_or_made_up_tools(run: Callable[...
     assert "  new:" in learned.stdout and "look" not in learned.stdout and "write_todos" not in learned.stdout
     (tmp_path / "authz.yaml").write_text("tools: {}\n")
     assert "put each entry below it" in run("learn", "audit.jsonl").stderr
-
-
-def test_a_suggested_order_has_single_blanks(run: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "mailer.py").write_text(AGENT)
-    answers = "tools:\n  send_mail: {effect: write, sink: internal, critical: {to: principal}, text: [body]}\n"
-    (tmp_path / "answers.yaml").write_text(answers)
-    assert run("init", "mailer.py:graph", "--answers", "answers.yaml").exit_code == 0
-    assert "  {to}" not in (tmp_path / "authz.yaml").read_text()

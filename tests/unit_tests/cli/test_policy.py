@@ -26,7 +26,7 @@ from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, wrong_data
 from langchain_runtime_authz.testing.example_request import example_request
-from tests.bundles import DATA, Key, files, put
+from tests.bundles import DATA, Key
 from tests.cli import cli
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
@@ -66,14 +66,6 @@ def decisions(run: Command, log: Path) -> dict[str, str]:
     told = json.loads(run("explain", log, "--json").stdout)["decisions"]
     assert [d["decision_id"][:12] for d in told] == [line[:12] for line in listed.stdout.splitlines()]
     return dict(line.split("  ", 1) for line in listed.stdout.splitlines())
-
-
-def test_demo_writes_the_log(tmp_path: Path) -> None:
-    """`demo --audit` is the record that the policy commands are shown on."""
-    result = cli("demo", "--audit", str(tmp_path / "a.jsonl"))
-    assert result.exit_code == 0
-    assert cli("audit", "verify", str(tmp_path / "a.jsonl")).exit_code == 0
-    assert cli("demo", "--agentdojo", "--audit", "a").exit_code == 2
 
 
 # --- explain, replay, diff ------------------------------------------------------------------------
@@ -462,11 +454,6 @@ def test_the_schema_says_what_the_parser_does(run: Command) -> None:
     validator.validate(example)
     for wrong in ({**example, "more": 1}, {**example, "action": {"name": "fly"}}, {**example, "context": {}}):
         assert not validator.is_valid(wrong)
-
-
-def test_a_bundle_is_a_policy(run: Command, tmp_path: Path, log: Path) -> None:
-    """Replay takes what is deployed."""
-    assert run("replay", log, put(tmp_path / "b.tar.gz", files(3))).exit_code == 0
 
 
 # --- Cedar ----------------------------------------------------------------------------------------

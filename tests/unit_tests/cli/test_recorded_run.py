@@ -134,14 +134,6 @@ def test_another_format_is_refused(write: Write, header: Any) -> None:
         read_trace(write(header=header))
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    """Named by line, too."""
-    path = tmp_path / "trace.jsonl"
-    path.write_bytes(json.dumps(HEADER).encode() + b"\n\xff\xfe")
-    with pytest.raises(ConfigError, match="line 2: "):
-        read_trace(path)
-
-
 @given(st.lists(st.one_of(st.text(), st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3)).map(json.dumps)), max_size=4))
 def test_no_line_crashes_the_reader(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     """It is read, or refused with `config`."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import sentence
 from tests.cli import WIDE, cli
 
@@ -225,14 +224,3 @@ def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) ->
     for command in (("show", "--audit", both), ("pack", "--audit", both, "-o", pack)):
         assert "both.zip is an evidence pack" in wide("audit", *command).stderr
     assert wide("audit", "pack", "--audit", log, "-o", tmp_path / "evidence").exit_code == 2
-
-
-def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
-    """Its fragment is a line that is not a record; the records around it are told."""
-    path = tmp_path / "audit.jsonl"
-    FileSink(path).write({"v": 1, "kind": "run", "event": "started", "ts": 1.0, "scope": {"thread": "t"}, "agent": ["a"]})
-    with path.open("ab") as file:
-        file.write(b'{"v":1,"kind":"ru')
-    FileSink(path).write({"v": 1, "kind": "run", "event": "ended", "ts": 2.0, "scope": {"thread": "t"}, "agent": ["a"]})
-    text = wide("audit", "story", "t", "--audit", path).stdout
-    assert "started" in text and "ended" in text

@@ -116,13 +116,6 @@ def test_threads_never_share_a_turn() -> None:
     assert sorted(played, key=int) == turns
 
 
-def test_what_the_model_saw_is_kept() -> None:
-    """`prompts` holds the messages that each call was given."""
-    model = ScriptedChatModel(script=[AIMessage("1")])
-    model.invoke([HumanMessage("secret?")])
-    assert [[m.text for m in prompt] for prompt in model.prompts] == [["secret?"]]
-
-
 def test_a_long_script_is_not_in_the_models_name_for_traces() -> None:
     model = ScriptedChatModel(script=[AIMessage("a word")] * 1000)
     model.invoke("go")
