@@ -127,9 +127,9 @@ def schema() -> None:
 
     runtime-authz mandate schema > mandate.schema.json
     """
-    from langchain_runtime_authz.mandate.mandate_file import json_schema
+    from langchain_runtime_authz.mandate.model import Mandate
 
-    echo(json.dumps(json_schema(), indent=2))
+    echo(json.dumps(Mandate.model_json_schema(), indent=2))
 
 
 def _schemas(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:

@@ -17,7 +17,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.mandate.follow_ups import TurnInContext
-from langchain_runtime_authz.mandate.mandate_file import json_schema, load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, material_spans, without_material
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate
 from langchain_runtime_authz.mandate.planner_mandate import LONG, backed_part
@@ -77,7 +77,7 @@ _UNREAD: Final = Compiled(
 
 def planner_schema() -> dict[str, Any]:
     """Return the JSON schema of a mandate without the fields that this package sets."""
-    schema = json_schema()
+    schema = Mandate.model_json_schema()
     parts = {"Mandate": schema, **schema["$defs"]}
     for name, fields in _NOT_ITS.items():
         for field in fields:

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
-from weakref import ref
 
 from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, uncovered
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
@@ -97,10 +96,7 @@ class _Plan(NamedTuple):
 class _Index:
     """Values that are computed once for a mandate. `plans`: tool → (profile, steps)."""
 
-    __slots__ = ("awaited", "mandate", "plans", "prefix", "shown", "steps", "totals")
-
     def __init__(self, mandate: Mandate) -> None:
-        self.mandate = ref(mandate)  # a weak reference, because the mandate refers to the index
         named = f"key {mandate.key}" if mandate.key else mandate.digest
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
@@ -111,9 +107,6 @@ class _Index:
         for limit in mandate.limits:
             total = math.floor(Fraction(repr(limit.total)) * 100)
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # pickled as `None`: the unpickled mandate makes a new index
 
 
 class _Wait(NamedTuple):
@@ -228,8 +221,7 @@ def match_call(
     """
     if mandate is None:
         return _NO_MANDATE
-    index = mandate.__dict__.get("_index")
-    if index is None or index.mandate() is not mandate:  # a copied mandate has the index of the original
+    if (index := mandate.__dict__.get("_index")) is None:
         index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -164,12 +165,9 @@ def on_days(step: Step, profile: ToolProfile, today: date | None) -> Step:
     """Return a step with dates in place of days like "Friday", if `today` is known."""
     if today is None:
         return step
-    found = {name: _on_day(step.args[name], today) for name in profile.when if name in step.args}
+    day = partial(_day, today=today)
+    found = {name: with_values(step.args[name], day) for name in profile.when if name in step.args}
     return step.model_copy(update={"args": {**step.args, **found}}) if found else step
-
-
-def _on_day(argument: Argument, today: date) -> Argument:
-    return with_values(argument, lambda value: _day(value, today))
 
 
 def with_values(argument: Argument, change: Callable[[Any], Any]) -> Argument:

@@ -14,11 +14,6 @@ from langchain_runtime_authz.mandate.model import Free, Mandate
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a mandate, for planners and editors."""
-    return Mandate.model_json_schema()
-
-
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
     """Return a mandate from a `Mandate`, its JSON form, or the path of a YAML file.
 

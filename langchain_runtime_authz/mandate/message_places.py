@@ -336,29 +336,30 @@ class Texts:
                 at = end
         self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN or len(pieces) > _MAX_SEGMENTS
         self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
-        self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
+        self._known: dict[tuple[object, ...], list[Place]] = {}
 
-    def places(self, value: object, *, dictated: bool = False, unit: Unit = None) -> tuple[list[Place], list[Place]]:
-        """Return two sorted lists: where a value is said, and where it is prohibited.
+    def places(self, value: object, *, dictated: bool = False, unit: Unit = None) -> list[Place]:
+        """Return where a value stands, sorted, also if a sentence prohibits it.
 
         `dictated`: the value is free text. `unit`: what may follow a number.
         """
         key = (type(value), value, dictated, unit)
         if key not in self._known:
-            said, forbidden = list[Place](), list[Place]()
-            for n, segment in enumerate(self.segments):
-                for start, end in sorted(set(_found(segment, value, unit, dictated=dictated)))[:_MAX_PLACES]:
-                    (forbidden if segment.refused(start, dictated=dictated) else said).append(Place(n, start, end))
-            self._known[key] = (said, forbidden)
+            spans = (sorted(set(_found(segment, value, unit, dictated=dictated))) for segment in self.segments)
+            self._known[key] = [Place(n, *span) for n, found in enumerate(spans) for span in found[:_MAX_PLACES]]
         return self._known[key]
+
+    def refused(self, place: Place, *, dictated: bool = False) -> bool:
+        """Return True if a sentence prohibits the value at a place."""
+        return self.segments[place.segment].refused(place.start, dictated=dictated)
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
         """Return where a number of calls is said. `strict`: only as "twice", "3 times"."""
         found = []
-        for place in self.places(number)[0]:
+        for place in self.places(number):
             text = self.segments[place.segment].text
             twice = text[place.start : place.end].lower() in ("twice", "thrice")
-            if not strict or twice or _TIMES.match(text, place.end):
+            if (not strict or twice or _TIMES.match(text, place.end)) and not self.refused(place):
                 found.append(place)
         return found
 

@@ -5,7 +5,7 @@ the tool may be called. `mandate.call_matching` compares each call with the mand
 plan is what the model intends to do, and a mandate is what was ordered.
 
 The application writes a mandate in Python or YAML, a planner model returns it as JSON, or `mandate.words` reads it from
-the user's messages. All share one JSON form (`mandate_file.json_schema`). Mandates are immutable; equal ones have equal digests.
+the user's messages. All share one JSON form. Mandates are immutable; equal ones have equal digests.
 A plain value in place of an argument stands for `Const`, and in place of a condition for `Eq`.
 
 Evolution rule: kinds of argument and fields may be added. A new field's default orders no more than before.

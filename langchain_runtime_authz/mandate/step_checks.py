@@ -209,7 +209,7 @@ class StepCheck:
             choices = {*scale, *(choice for _, choice in spoken)}
             if name not in args:
                 choices = {*map(str, as_list(as_mapping(schema).get("enum")) or scale)}
-            elif any(self.words.places(word)[0] for word in sure):
+            elif any(not self.words.refused(place) for word in sure for place in self.words.places(word)):
                 continue
             others = choices - own
             found |= others.union(w for w, c in spoken if c in others).difference(w for w, c in spoken if c in own)

@@ -92,7 +92,7 @@ class Placing:
         dates = [list[tuple[int, int]]() for _ in words.segments]
         for need in needs:
             nouns = need._replace(also=tuple(word for word in need.also if word.lower() not in known.verbs))
-            for n, start, end in self._everywhere(nouns):
+            for n, start, end in self._places(nouns):
                 (dates if need.dated else values)[n].append((start, end))
         self._masked = list[str]()
         for segment, spans, days in zip(words.segments, values, dates, strict=True):
@@ -212,17 +212,22 @@ class Placing:
 
     def choices(self, need: NeededValue) -> list[Place]:
         """Return the positions of a need's value after the last place that prohibits it."""
-        said, forbidden = self._places(need)
-        last = max((p for p in forbidden if not need.order or p.segment < self.words.newest), default=None)
-        said = sorted([*said, *forbidden]) if need.order else said
-        return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
+        found, newest = self._places(need), self.words.newest
+        last = max(
+            (p for p in found if not (need.order and p.segment >= newest) and self._refused(need, p)), default=None
+        )
+        return [p for p in found if (last is None or p > last) and (not need.ends or self._ends(p))]
 
-    def _places(self, need: NeededValue) -> tuple[list[Place], list[Place]]:
+    def _refused(self, need: NeededValue, place: Place) -> bool:
+        """Return True if a sentence prohibits the value, and is not the order itself."""
+        return not need.counts and self.words.refused(place, dictated=need.dictated)
+
+    def _places(self, need: NeededValue) -> list[Place]:
         if need.counts:
-            return self.words.counts(int(str(need.value)), strict=need.strict), []
-        found = [self.words.places(value, dictated=need.dictated, unit=need.unit) for value in (need.value, *need.also)]
-        said, forbidden = (sorted(p for places in two for p in places) for two in zip(*found, strict=True))
-        return [*self._with_unit(need, said)], [*self._with_unit(need, forbidden)]
+            return self.words.counts(int(str(need.value)), strict=need.strict)
+        values = (need.value, *need.also)
+        found = (p for v in values for p in self.words.places(v, dictated=need.dictated, unit=need.unit))
+        return sorted(self._with_unit(need, found))
 
     def _with_unit(self, need: NeededValue, places: Iterable[Place]) -> Iterator[Place]:
         """Yield the places with the unit that the argument's name says: "6 weeks"."""
@@ -237,9 +242,6 @@ class Placing:
             later = unit and not changed and says("moment", f"{leading(before)[0]} {VALUE}", self.known)
             if unit or not need.rate:
                 yield place._replace(end=unit.end()) if unit and not later else place
-
-    def _everywhere(self, need: NeededValue) -> list[Place]:
-        return [place for places in self._places(need) for place in places]
 
     def _ends(self, place: Place) -> bool:
         segment = self.words.segments[place.segment]
@@ -284,7 +286,7 @@ class Placing:
         for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
-                all_places = [(c.need, (c.place, *self._everywhere(c.need))) for c in placed]
+                all_places = [(c.need, (c.place, *self._places(c.need))) for c in placed]
                 sites = [(need, [(a - start, b - start) for m, a, b in found if m == n]) for need, found in all_places]
                 own = [spans for need, spans in sites if not (need.dictated or need.calculated or need.dated)]
                 texts = [spans for need, spans in sites if need.dictated or need.dated]
@@ -402,7 +404,7 @@ class Placing:
 
     def _unsaid(self, need: NeededValue) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
-        forbidden = not (need.counts or need.order) and self._places(need)[1]
+        forbidden = not need.order and any(self._refused(need, place) for place in self._places(need))
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 
