@@ -364,10 +364,3 @@ def test_a_query_leaves_also_if_it_names_no_address(go: Any) -> None:
     assert [name for name, _ in ran("Find me a hotel", search, go=go, protected=True)] == ["search"]
     assert [name for name, _ in ran("Find me a hotel", diary, search, go=go, protected=True)] == ["diary"]
     assert [name for name, _ in ran("Find me a hotel", diary, search, go=go, protected=False)] == ["diary", "search"]
-
-
-def test_another_host_of_the_same_digits_is_not_the_named_one(go: Any) -> None:
-    for site, unasked in (("10.100.1.2", False), ("10.10.0.12", True)):
-        look = ("search", {"query": "", "site": site})
-        assert ran("Look at 10.10.0.12", look, go=go, protected=True) == [look] * unasked
-        assert ran("Look at 10.10.0.12", look, go=go, protected=False) == [look]

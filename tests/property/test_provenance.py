@@ -3,24 +3,18 @@
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts import call_arguments as arguments_module
-from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
-from langchain_runtime_authz.facts import provenance as trace_module
-from langchain_runtime_authz.facts import provenance as words_module
 from langchain_runtime_authz.facts.normal_forms import forms_of, mentions_in
 from langchain_runtime_authz.facts.output_reading import copy_output, observe_output
 from langchain_runtime_authz.facts.provenance import Evidence, TextsRead, UserWords
-from langchain_runtime_authz.mandate.message_places import stated_text
-from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.facts.test_provenance import index, trace
 
 TRUSTED = ("told", "known")
@@ -242,118 +236,3 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(output: Any, profile: Too
     assert [p for part in parts for p in part.prose] == list(at_once.prose)
     assert sum(len(p.sightings) for p in parts) == len(at_once.sightings)
     assert parts[-1].rest is None
-
-
-def _pairs() -> list[tuple[Any, Any, bool]]:
-    from tests.unit_tests.facts.test_normal_forms import DIFFERENT, SAME
-
-    return [(a, b, True) for a, b in SAME] + [(a, b, False) for a, b in DIFFERENT]
-
-
-def _noticed() -> bool:
-    """Whether the tables of equal and different values, the mentions or the user's words disagree."""
-    from tests.unit_tests.facts.test_normal_forms import SAID
-
-    if any(bool(set(forms_module.forms_of(a)) & set(forms_module.forms_of(b))) is not same for a, b, same in _pairs()):
-        return True
-    if any(forms_module.forms_of(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
-        return True
-    if any(UserWords([stated_text(t)]).said(forms_module.forms_of(v)) is not said for t, v, said in SAID):
-        return True
-    text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
-    expected = {"iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200"}
-    return set(forms_module.mentions_in(text)) != expected
-
-
-class _Never:
-    """A pattern that matches nothing."""
-
-    def fullmatch(self, *_: Any) -> None: ...
-    def match(self, *_: Any) -> None: ...
-    def search(self, *_: Any) -> None: ...
-    def finditer(self, *_: Any) -> list[Any]:
-        return []
-
-
-MUTATIONS: dict[str, tuple[Any, str, Any]] = {
-    "tidy nothing": (forms_module, "tidy", lambda t: t),
-    "believe every character": (forms_module, "_plain", lambda _: True),
-    "fold look-alikes": (forms_module, "tidy", forms_module.skeleton),
-    "no e-mail addresses": (forms_module, "_EMAIL", _Never()), "no links": (forms_module, "_URL", _Never()),
-    "no accounts": (forms_module, "_IBAN", _Never()), "no phones": (forms_module, "_PHONE", _Never()),
-    "no numbers": (forms_module, "_NUMBER", _Never()), "no dates": (forms_module, "_ISO", _Never()),
-    "no month names": (forms_module, "_MDY", _Never()), "no days before months": (forms_module, "_DMY", _Never()),
-    "a moment is all that is there": (forms_module, "_BESIDE", re.compile("(?s).*")),
-    "zones are times": (forms_module, "_ZONE", re.compile("(?!)")), "no times": (forms_module, "_TIME", _Never()),
-    "one reading of a number": (forms_module, "number_readings", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
-    "any number is canonical": (forms_module, "canonical_number", str),
-    "read digits twice": (forms_module, "mask_spans", lambda t, *_: t),
-    "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
-    "sharp s is double s": (forms_module, "fold", str.casefold),
-    "what NFC respells": (forms_module, "_respelled", lambda _: False),
-    "parts of words": (words_module, "_joined", lambda *_: False),
-    "hosts have a scheme": (words_module, "_HOST", _Never()),
-    "every ending is a host's": (words_module, "_HOST", re.compile(r"([\w.]+)")),
-}
-
-
-@pytest.fixture
-def forgetful() -> Iterator[None]:
-    """Nothing that a normaliser said is remembered for its mutant, or the other way."""
-    remembered = [f for m in (forms_module, arguments_module) for f in vars(m).values() if hasattr(f, "cache_clear")]
-    for f in remembered:
-        f.cache_clear()
-    yield
-    for f in remembered:
-        f.cache_clear()
-
-
-def test_unmutated_nothing_is_noticed() -> None:
-    """The twin."""
-    assert not _noticed()
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize("name", sorted(MUTATIONS))
-def test_a_mutated_normaliser_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is needed, and none may go further than it does."""
-    module, attribute, mutant = MUTATIONS[name]
-    monkeypatch.setattr(module, attribute, mutant)
-    assert _noticed()
-
-
-def _believe_prose(*_: Any) -> FieldTrust:
-    return FieldTrust("system", False, False)
-
-
-_see = observe_module.OutputReading._see
-
-
-def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool) -> None:
-    _see(self, form, field, source, asserted=True)
-
-
-RULES: dict[str, tuple[Any, str, Any]] = {
-    "believe every field": (observe_module, "field_trust", _believe_prose),
-    "mentions are assertions": (observe_module.OutputReading, "_see", _assert_all),
-    "believe echoes": (observe_module, "_echo", lambda _: set()),
-    "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
-    "the best item counts": (trace_module, "max", min),
-    "an address is all that is there": (arguments_module, "_places", lambda _: ()),
-}
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize("name", [None, *sorted(RULES)])
-def test_a_mutated_rule_is_noticed(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rules above the normal forms are needed too; without a mutation nothing is trusted."""
-    if name is not None:
-        module, attribute, mutant = RULES[name]
-        monkeypatch.setattr(module, attribute, mutant, raising=False)
-    words = UserWords(["write to bob@x.org"])
-    output = {"note": "eve@x.org", "from": "mal@x.org", "id": "echo@x.org", "pasted": "see ida@x.org"}
-    seen = observe_output("sys", SYSTEM, {"q": "echo@x.org"}, output)
-    tried = ["eve@x.org", "mal@x.org", "echo@x.org", "ida@x.org", ["bob@x.org", "nobody@x.org"]]
-    trusted: list[Any] = [v for v in tried if standing(v, "principal", seen, words=words) in TRUSTED]
-    trusted += [v for v in ("bob@x.org, eve",) if standing(v, "principal", words=words) in TRUSTED]
-    assert bool(trusted) is (name is not None)

@@ -303,24 +303,6 @@ def test_an_internal_field_is_enough_for_what_is_not_a_destination():
     assert judge(one("delete", {"path": Field("bill", "memo")}), "delete", {"path": "m@in.org"}).standing == "covered"
 
 
-@pytest.mark.parametrize("path", ["/docs/*", "/docs/a?.txt", "/docs/[a-z]", "/docs/{x,../secret}", "/docs/..;/x", "/docs/%252e%252e/x", ["/docs/a", "/docs/b"]])
-def test_a_pattern_a_list_and_a_hidden_way_up_are_not_inside_a_folder(path):
-    assert codes(judge(one("delete", {"path": Within("/docs")}), "delete", {"path": path})) == [("path", "value")]
-
-
-@pytest.mark.parametrize(("kind", "standing"), [("object", "covered"), ("name", "covered"), ("value", "deviates")])
-def test_case_matters_but_in_names(kind, standing):
-    profile = ToolProfile(effect="write", critical={"what": kind})
-    facts = CallFacts("do", profile, {"what": "rm Notes"}, frozenset({"what"}), (), "")
-    assert match_call(one("do", {"what": "rm notes"}), facts, {"do": profile}, Outputs()).standing({}).standing == standing
-
-
-def test_within_names_what_is_inside_a_folder():
-    mandate = one("delete", {"path": Within("/docs")})
-    assert judge(mandate, "delete", {"path": "/docs/a.txt"}).standing == "covered"
-    assert codes(judge(mandate, "delete", {"path": "/docs"})) == [("path", "value")]
-
-
 # --- sources -------------------------------------------------------------------------------------------
 
 FROM_BILL = one("pay", {"recipient": Field("bill", "iban"), "amount": Field("bill", "total")})
@@ -354,19 +336,6 @@ MINUTES = "the board decided to close the plant in spring and to tell nobody bef
 def test_sources(kept, standing):
     found = judge(FROM_BILL, "pay", PAID, kept=kept)
     assert standing in (found.standing, *(d.code for d in found.deviations))
-
-
-def test_a_value_that_the_model_wrote_does_not_vouch_for_itself():
-    kept = Outputs()
-    kept.claimed({"text": ["anna@x.org"]})
-    kept.record("contacts", PROFILES["contacts"], {}, CONTACTS)
-    mandate = one("send", {"to": Pick("contacts", "email", {"name": "Anna"})})
-    (differs,) = judge(mandate, "send", {"to": "anna@x.org"}, kept=kept).deviations
-    assert (differs.argument, differs.code) == ("to", "untrusted")
-    assert differs.expected.endswith(", which an earlier call of the agent may have used on this thread")
-    later = outputs()
-    later.claimed({"text": ["anna@x.org"]})
-    assert judge(mandate, "send", {"to": "anna@x.org"}, kept=later).standing == "covered"
 
 
 def test_an_echo_of_an_open_argument_vouches_for_nothing():
@@ -516,14 +485,11 @@ def test_an_answer_quotes_only_what_a_trusted_source_wrote():
     (None, "Hi Bob, see you soon!", "", "covered"),
     (None, "Call me at 030 1234567", "her number is 030 1234567", "covered"),
     (None, "Call me at 030 1234567", "", "deviates"),
-    (None, "Look at www.evil.org/x", "", "deviates"),
-    (None, "Look at evil.org", "", "deviates"),
     (None, "98.7 are due", "", "covered"),
     (None, "198.70 are due", "", "deviates"),
     (Text(inputs=("bill.total",)), "98.70 are due", "", "covered"),
     (None, "1,200 are due", "", "deviates"),
     (None, "1,200 are due", "1200", "covered"),
-    (None, "key sk9vXw2LqPz81", "", "deviates"),
     (None, "due 2025-05-26", "due on May 26", "covered"),
     (None, "due 2024-05-26", "due 2025-05-26", "deviates"),
     (None, "They close the plant in spring.", "", "covered"),
@@ -580,23 +546,9 @@ def spend(standing, counts):
         counts[counter] = counts.get(counter, 0) + by
 
 
-@pytest.mark.parametrize(("values", "args", "standing"), [
-    ({"principal": "Mallory"}, {"recipient": "MALLORY", "amount": 1}, "forbidden"),
-    ({"principal": "Mallory"}, {"recipient": ["Bob", "M\u0430llory"], "amount": 1}, "forbidden"),
-    ({"principal": "m@x.org"}, {"recipient": "Bob <m@x.org>", "amount": 1}, "forbidden"),
-    ({"principal": "Mallory", "amount": 1}, {"recipient": "Bob", "amount": "1.00"}, "forbidden"),
-    ({"principal": "Mallory"}, {"recipient": "Bob", "amount": 1}, "covered"),
-    ({}, {"recipient": "Bob", "amount": 1}, "forbidden"),
-])
-def test_never_wins_over_every_step(values, args, standing):
-    steps = {"recipient": Free(), "amount": Free()}
-    assert judge(one("pay", steps, never=(Never("pay", values),)), "pay", args).standing == standing
-    assert judge(one("pay", steps, never=(Never("send", values),)), "pay", args).standing == "covered"
-
-
 @pytest.mark.parametrize(("kind", "unwanted", "forbidden", "others"), [
     ("object", "/docs/keep", ["/docs/keep/", "/docs/./keep", "/docs//keep", "/docs/keep/.", "/docs/keep/x", "/docs/a/../keep", "/docs/%6beep", "docs\\KEEP"], ["/docs/keeper", "/docs/a", "/docs"]),
-    ("principal", "Mallory", ["Mallory.", "@mallory", "Mallory <m@x.org>", "Mallory, Bob", "(Mallory)", "to:Mallory", "Mal-lory", "M\u00e1llory", "Mal\u200blory", "Bob\x00Mallory", "Bob" * 700], ["Mallorys", "Bob", "", 7]),
+    ("principal", "Mallory", ["Mallory.", "@mallory", ["Bob", "M\u0430llory"], "Mallory <m@x.org>", "Mallory, Bob", "(Mallory)", "to:Mallory", "Mal-lory", "M\u00e1llory", "Mal\u200blory", "Bob\x00Mallory", "Bob" * 700], ["Mallorys", "Bob", "", 7]),
     ("principal", "M <m@x.org>", ["m+a@x.org", "m@x.org", "Bob <m@x.org>"], ["m@x.com", "tom@x.org"]),
     ("url", "https://evil.org", ["http://evil.org/x", "www.evil.org"], ["https://devil.org"]),
     ("amount", 1, [1, "1.00"], ["1.5", 10]),
@@ -604,7 +556,7 @@ def test_never_wins_over_every_step(values, args, standing):
 ])
 def test_never_forbids_a_value_with_other_signs_and_what_lies_below_it(kind, unwanted, forbidden, others):
     profile = ToolProfile(effect="pay", critical={"what": kind})
-    mandate = Mandate(steps=(Step("do", "do", {"what": Free()}),), never=(Never("pay", {kind: unwanted}),))
+    mandate = Mandate(steps=(Step("do", "do", {"what": Free()}),), never=(Never("send"), Never("pay", {kind: unwanted})))
     for value in (*forbidden, *others):
         facts = CallFacts("do", profile, {"what": value}, frozenset({"what"}), (), "")
         found = match_call(mandate, facts, {"do": profile}, Outputs()).standing({}).standing

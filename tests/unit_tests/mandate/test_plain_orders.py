@@ -54,17 +54,23 @@ def test_the_examples_of_the_grammar_follow_their_rules() -> None:
     assert checked > 30
 
 
+def orders(text: str, tool: str, profile: dict[str, Any], args: dict[str, Any]) -> bool:
+    """Return whether a text orders one call of a tool that takes these arguments."""
+    mandate = load_mandate({"steps": [{"id": "s", "tool": tool, "args": args}]})
+    names = (*profile["critical"], *profile.get("when", ()))
+    found = backed_part(mandate, [text], load_profiles({tool: profile}), {tool: {name: {} for name in names}}).mandate
+    assert found is not None
+    return bool(found.steps)
+
+
 @pytest.mark.parametrize(("text", "runs"), [
     ("Renew B-1 for 6 weeks", True), ("Renew B-1 for six weeks, please", True), ("Renew B-1 for 6", True), ("Renueva B-1 por 6 semanas", True), ("Erneuere B-1 für 6 Wochen", True),
     ("Renew B-1 by 6 weeks", True), ("Erneuere B-1 um 6 Wochen", True), ("Renew B-1 by 6", False), ("Renew B-1 by 6 days", False), ("Renueva B-1 a las 6 semanas", False),
     ("Renew B-1 for 6 months", False), ("Renew B-1 for 6 a week", False), ("Renew B-1 for 6 weekends", False), ("Renew B-1 in 6 weeks", False), ("In 6 weeks, renew B-1", False), ("Renew B-1 in 6 weeks' time", False), ("B-1 was renewed for 6 weeks", False),
 ])
 def test_a_number_has_the_unit_of_time_that_its_argument_says(text: str, runs: bool) -> None:
-    profiles = load_profiles({"renew": {"effect": "write", "sink": "internal", "critical": {"loan": "object", "weeks": "amount"}, "intent": ["renew", "renueva", "erneuere"]}})
-    steps = load_mandate({"steps": [{"id": "s", "tool": "renew", "args": {"loan": "B-1", "weeks": 6}}]})
-    found = backed_part(steps, [text], profiles, {"renew": {"loan": {}, "weeks": {}}}).mandate
-    assert found is not None
-    assert bool(found.steps) == runs
+    renew = {"effect": "write", "sink": "internal", "critical": {"loan": "object", "weeks": "amount"}, "intent": ["renew", "renueva", "erneuere"]}
+    assert orders(text, "renew", renew, {"loan": "B-1", "weeks": 6}) is runs
 
 
 @pytest.mark.parametrize(("text", "runs"), [
@@ -72,11 +78,8 @@ def test_a_number_has_the_unit_of_time_that_its_argument_says(text: str, runs: b
     ("Prescribe 20 mg Ibux to Ann 3 times a week", False), ("Prescribe 3 mg Ibux to Ann 20 times a day", False),
 ])
 def test_a_number_has_the_rate_that_its_argument_says(text: str, runs: bool) -> None:
-    profiles = load_profiles({"prescribe": {"effect": "send", "critical": {"patient": "principal", "drug": "object", "dose_mg": "amount", "times_per_day": "amount"}, "intent": ["prescribe"]}})
-    steps = load_mandate({"steps": [{"id": "s", "tool": "prescribe", "args": {"patient": "Ann", "drug": "Ibux", "dose_mg": 20, "times_per_day": 3}}]})
-    found = backed_part(steps, [text], profiles, {"prescribe": {name: {} for name in ("patient", "drug", "dose_mg", "times_per_day")}}).mandate
-    assert found is not None
-    assert bool(found.steps) == runs
+    prescribe = {"effect": "send", "critical": {"patient": "principal", "drug": "object", "dose_mg": "amount", "times_per_day": "amount"}, "intent": ["prescribe"]}
+    assert orders(text, "prescribe", prescribe, {"patient": "Ann", "drug": "Ibux", "dose_mg": 20, "times_per_day": 3}) is runs
 
 
 @pytest.mark.parametrize(("text", "runs"), [
@@ -84,12 +87,9 @@ def test_a_number_has_the_rate_that_its_argument_says(text: str, runs: bool) -> 
     ("Lend B-1 to Ann from 2027-03-01 until 2027-02-01", False), ("Lend B-1 to Ann from 2027-03-01", False), ("Lend B-1 to Ann until I am back on 2027-03-01", False), ("Until 2027-03-01 nobody may lend B-1 to Ann", False),
 ])
 def test_what_stands_behind_until_is_an_end(text: str, runs: bool) -> None:
-    profiles = load_profiles({"lend": {"effect": "write", "sink": "internal", "critical": {"item": "object", "member": "principal"}, "when": ["start", "due_date"], "intent": ["lend", "verleih"]}})
+    lend = {"effect": "write", "sink": "internal", "critical": {"item": "object", "member": "principal"}, "when": ["start", "due_date"], "intent": ["lend", "verleih"]}
     dates = {"due_date": "2027-03-01"} | ({"start": "2027-02-01"} if "02-01" in text or "1.2." in text else {})
-    steps = load_mandate({"steps": [{"id": "s", "tool": "lend", "args": {"item": "B-1", "member": "Ann", **dates}}]})
-    found = backed_part(steps, [text], profiles, {"lend": {name: {} for name in ("item", "member", "start", "due_date")}}).mandate
-    assert found is not None
-    assert bool(found.steps) == runs
+    assert orders(text, "lend", lend, {"item": "B-1", "member": "Ann", **dates}) is runs
 
 
 @pytest.mark.parametrize(("text", "runs"), [
@@ -98,11 +98,8 @@ def test_what_stands_behind_until_is_an_end(text: str, runs: bool) -> None:
     ("Approve Ann's boss from 2027-07-03 to 2027-07-10", False), ("Approve Ann's leave vom 3. Juni 2027 bis 10. Juli 2027", False), ("Approve the leave of Ann from 2027-07-10 to 2027-07-03", False),
 ])
 def test_dates_of_other_languages_and_owners_are_read(text: str, runs: bool) -> None:
-    profiles = load_profiles({"approve_leave": {"effect": "write", "sink": "internal", "critical": {"employee": "principal"}, "when": ["start", "end"], "intent": ["approve"]}})
-    steps = load_mandate({"steps": [{"id": "s", "tool": "approve_leave", "args": {"employee": "Ann", "start": "2027-07-03", "end": "2027-07-10"}}]})
-    found = backed_part(steps, [text], profiles, {"approve_leave": {name: {} for name in ("employee", "start", "end")}}).mandate
-    assert found is not None
-    assert bool(found.steps) == runs
+    leave = {"effect": "write", "sink": "internal", "critical": {"employee": "principal"}, "when": ["start", "end"], "intent": ["approve"]}
+    assert orders(text, "approve_leave", leave, {"employee": "Ann", "start": "2027-07-03", "end": "2027-07-10"}) is runs
 
 
 @pytest.mark.parametrize(("text", "plain"), [
@@ -129,8 +126,5 @@ def test_a_sentence_changes_nothing(text: str, nothing: bool) -> None:
 
 @pytest.mark.parametrize(("text", "runs"), [("Book H-1 for 2 nights for 3 guests", True), ("Book H-1 for 3 nights for 2 guests", False), ("Book H-1 for 2 and 3", True)])
 def test_a_number_is_not_the_count_of_another_argument(text: str, runs: bool) -> None:
-    profiles = load_profiles({"book": {"effect": "pay", "critical": {"hotel": "object", "nights": "amount", "guests": "amount"}, "intent": ["book"]}})
-    steps = load_mandate({"steps": [{"id": "s", "tool": "book", "args": {"hotel": "H-1", "nights": 2, "guests": 3}}]})
-    found = backed_part(steps, [text], profiles, {"book": {"hotel": {}, "nights": {}, "guests": {}}}).mandate
-    assert found is not None
-    assert bool(found.steps) == runs
+    book = {"effect": "pay", "critical": {"hotel": "object", "nights": "amount", "guests": "amount"}, "intent": ["book"]}
+    assert orders(text, "book", book, {"hotel": "H-1", "nights": 2, "guests": 3}) is runs

@@ -62,8 +62,15 @@ SIGNATURES: dict[str, dict[str, Any]] = {
 }
 
 
-def check(text: str | list[str], *steps: Step, **given: Any) -> Compiled:
-    return backed_part(Mandate(steps=steps, **given), [text] if isinstance(text, str) else text, PROFILES, SIGNATURES)
+def check(text: str | list[str], *steps: Step, profiles: Any = PROFILES, schemas: Any = SIGNATURES, earlier: Any = (), **given: Any) -> Compiled:
+    texts = [text] if isinstance(text, str) else text
+    return backed_part(Mandate(steps=steps, **given), texts, profiles, schemas, earlier)
+
+
+def backed(text: str | list[str], *steps: Step, **given: Any) -> Mandate:
+    mandate = check(text, *steps, **given).mandate
+    assert mandate is not None
+    return mandate
 
 
 def kept(text: str | list[str], *steps: Step, **given: Any) -> list[str]:
@@ -90,8 +97,7 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
-    mandate = check(text, pay()).mandate
-    assert mandate is not None
+    mandate = backed(text, pay())
     assert mandate.source == "planner"
     (step,) = mandate.steps
     for argument, said in (("to", "bob"), ("amount", "45")):
@@ -119,8 +125,7 @@ NO_ORDERS: list[str] = json.loads((Path(__file__).parents[2] / "data/no_orders.j
 ])
 def test_what_is_no_order_is_dropped_with_a_reason(text: str, why: str) -> None:
     compiled = check(text, pay())
-    assert compiled.mandate is not None
-    assert compiled.mandate.steps == ()
+    assert compiled.mandate is not None and compiled.mandate.steps == ()
     assert [d.what for d in compiled.dropped] == ["step `p`"]
     assert why in compiled.dropped[0].why
 
@@ -275,8 +280,7 @@ def test_a_date_holds_no_more_than_was_said(text: str, value: str, left: list[st
 ])
 def test_a_step_that_says_too_much_is_dropped(step: Step, why: str) -> None:
     compiled = check("Pay Bob 45", step)
-    assert compiled.mandate is not None
-    assert compiled.mandate.steps == ()
+    assert compiled.mandate is not None and compiled.mandate.steps == ()
     assert why in compiled.dropped[0].why
 
 
@@ -364,8 +368,7 @@ def test_own_identifiers_need_no_words() -> None:
 
 def test_a_default_says_nothing() -> None:
     """It is left out: an argument that is not named must not be given, or be its default."""
-    mandate = check("Pay Bob 45", Step("p", "pay", {"to": "Bob", "amount": 45, "currency": "EUR"})).mandate
-    assert mandate is not None
+    mandate = backed("Pay Bob 45", Step("p", "pay", {"to": "Bob", "amount": 45, "currency": "EUR"}))
     assert set(mandate.steps[0].args) == {"to", "amount"}
     assert kept("Pay Bob 45", Step("p", "pay", {"to": "Bob", "amount": 45, "currency": "USD"})) == []
 
@@ -384,15 +387,13 @@ def test_dictated_words_may_ask_and_forbid() -> None:
 
 def test_what_narrows_is_kept() -> None:
     limits, never = (Limit("pay", 100),), (Never("pay", {"principal": ("Mallory",)}),)
-    mandate = check("Hello", pay(), limits=limits, never=never, confirm=("pay", "p")).mandate
-    assert mandate is not None
+    mandate = backed("Hello", pay(), limits=limits, never=never, confirm=("pay", "p"))
     assert (mandate.limits, mandate.never, mandate.confirm) == (limits, never, ("pay",))
 
 
 def test_a_planner_neither_names_its_source_nor_the_occasion() -> None:
     """A key of its own would make a spent mandate new."""
-    mandate = check("Pay Bob 45", pay(), source="application", key="again").mandate
-    assert mandate is not None
+    mandate = backed("Pay Bob 45", pay(), source="application", key="again")
     assert (mandate.source, mandate.key) == ("planner", "")
 
 
@@ -409,8 +410,7 @@ def test_a_default_gives_way_to_the_words_and_a_time_belongs_to_the_nearest_date
     schema = {"service": {}, "at": {}, "environment": {"enum": ["production", "staging"], "default": "production"}}
     profile = {"effect": "write", "critical": {"service": "object", "environment": "value"}, "when": ["at"], "synonyms": {"environment": {"test": "staging"}}}
     step = Step("d", "deploy", args)
-    mandate = backed_part(Mandate(steps=(step,)), [text], load_profiles({"deploy": profile}), {"deploy": schema}).mandate
-    assert mandate is not None
+    mandate = backed(text, step, profiles=load_profiles({"deploy": profile}), schemas={"deploy": schema})
     assert len(mandate.steps) == left
 
 
@@ -422,8 +422,7 @@ def test_the_profiles_synonyms_say_a_value(text: str, status: str, left: bool) -
     profile = {"effect": "write", "critical": {"ticket": "object", "status": "value"}, "intent": ["(set|park|mets) {ticket} to {status}"],
                "synonyms": {"status": {"paused": "on_hold", "pause": "on_hold", "park": "on_hold", "open": "active"}}}
     step, schema = Step("s", "set", {"ticket": "T-5", "status": status}), {"ticket": {}, "status": {}}
-    mandate = backed_part(Mandate(steps=(step,)), [text], load_profiles({"set": profile}), {"set": schema}).mandate
-    assert mandate is not None
+    mandate = backed(text, step, profiles=load_profiles({"set": profile}), schemas={"set": schema})
     assert len(mandate.steps) == left
 
 
@@ -432,8 +431,7 @@ def test_the_profiles_synonyms_say_a_value(text: str, status: str, left: bool) -
     ("Pay Bob 45 and mail Carol. " + "The weather is fine. " * 40, ["p"]),
 ])
 def test_risky_steps_are_confirmed_near_material_and_in_long_texts(text: str, confirmed: list[str]) -> None:
-    mandate = check(text, pay(), Step("m", "mail", {"to": "Carol"})).mandate
-    assert mandate is not None
+    mandate = backed(text, pay(), Step("m", "mail", {"to": "Carol"}))
     assert len(mandate.steps) == 2
     assert list(mandate.confirm) == confirmed
 
@@ -442,8 +440,7 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
     """It falls with the sentences that it could come from. A mail to the user needs no word."""
     steps = Step("r", "people"), pay(Field("r", "id"), Field("r", "debt"))
     others = Step("m", "mail", {"to": Each("r", "id")}), Step("n", "mail", {"to": Own(), "body": Text()})
-    mandate = check("Settle up", *steps, *others, Step("o", "mail", {"body": Text()}), Step("w", "book")).mandate
-    assert mandate is not None
+    mandate = backed("Settle up", *steps, *others, Step("o", "mail", {"body": Text()}), Step("w", "book"))
     assert len(mandate.steps) == 6
     assert mandate.confirm == ("p", "m", "o", "w")
     assert kept("Should we settle up?", *steps) == ["r"]
@@ -468,8 +465,7 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
 ])
 def test_what_the_words_do_not_say_of_a_value_is_confirmed(text: str, steps: tuple[Step, ...], confirmed: bool) -> None:
     """They say a value, but not that it is a bound, an exception or a part of a sum; or nothing of a read."""
-    mandate = check(text, *steps).mandate
-    assert mandate is not None
+    mandate = backed(text, *steps)
     assert len(mandate.steps) == 2
     assert mandate.confirm == (("p",) if confirmed else ())
 
@@ -480,13 +476,11 @@ def test_what_the_words_do_not_say_of_a_value_is_confirmed(text: str, steps: tup
     ('Mail Carol. The text is "I am late".', Text(), ("m",)),
 ])
 def test_a_quotation_is_not_replaced_by_a_text_of_the_model(text: str, body: Text, confirmed: tuple[str, ...]) -> None:
-    mandate = check(text, Step("r", "people"), Step("m", "mail", {"to": "Carol", "body": body})).mandate
-    assert mandate is not None
+    mandate = backed(text, Step("r", "people"), Step("m", "mail", {"to": "Carol", "body": body}))
     assert mandate.steps[1:]
     assert mandate.confirm == confirmed
     for args in ({"to": "Carol", "body": Text()}, {"to": "Carol"}):  # a model may write what is left out
-        mandate = check('Mail Carol "I am late".', Step("r", "people"), Step("m", "mail", args)).mandate
-        assert mandate is not None
+        mandate = backed('Mail Carol "I am late".', Step("r", "people"), Step("m", "mail", args))
         assert mandate.confirm == ("m",)
 
 
@@ -501,8 +495,7 @@ def test_many_confirmed_steps_are_named_by_their_effect() -> None:
     steps = [Step(f"s{i}", "pay", {"to": Own(), "amount": 100 + i}) for i in range(60)]
     names = ("read", "fetch", "write", "send", "delete")
     text = "\n".join(f"Pay me {100 + i}." for i in range(60))
-    mandate = check(text, *steps, confirm=names).mandate
-    assert mandate is not None
+    mandate = backed(text, *steps, confirm=names)
     assert len(mandate.steps) == 60
     assert {"pay", *names} <= {*mandate.confirm} | {PROFILES[s.tool].effect for s in mandate.steps if s.id in mandate.confirm}
 
@@ -520,9 +513,8 @@ def test_reads_of_reads_take_bounded_time() -> None:
     steps = [Step(f"r{i}", "list", a) for i, a in enumerate(args)]
     profiles = {**PROFILES, **load_profiles({"list": {"effect": "read", "trust": "system"}})}
     last = pay(Field("r62", "id"), Field("r62", "sum"))
-    compiled = backed_part(Mandate(steps=(*steps, last)), ["Settle up"], profiles, {**SIGNATURES, "list": {"file": {}, "page": {}}})
-    assert compiled.mandate is not None
-    assert len(compiled.mandate.steps) == 64
+    schemas = {**SIGNATURES, "list": {"file": {}, "page": {}}}
+    assert len(backed("Settle up", *steps, last, profiles=profiles, schemas=schemas).steps) == 64
 
 
 @pytest.mark.parametrize(
@@ -561,8 +553,7 @@ TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
 ])
 def test_only_a_write_inside_may_use_values_of_earlier_messages(earlier: str, text: str, step: Step, left: bool) -> None:
     """At least one value stands in the newest message, and in an order."""
-    mandate = backed_part(Mandate(steps=(step,)), [text], PROFILES, SIGNATURES, [earlier]).mandate
-    assert mandate is not None
+    mandate = backed(text, step, earlier=[earlier])
     assert (len(mandate.steps), mandate.confirm) == (left, ())
     assert kept(text, step) == []
 
@@ -572,8 +563,7 @@ def test_a_read_may_use_values_of_earlier_messages() -> None:
     read = Step("b", "bill", {"file": "b.txt"})
     for text, status, confirmed in (("Close its ticket", None, ("s",)), ("Set its ticket to paid", "paid", ()), ("Ok, set it", None, ())):
         step = Step("s", "set", {"ticket": Field("b", "total"), **({"status": status} if status else {})})
-        mandate = backed_part(Mandate(steps=(read, step)), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
-        assert mandate is not None
+        mandate = backed(text, read, step, earlier=["What is in b.txt?"])
         assert ([s.id for s in mandate.steps], mandate.confirm) == (["b", "s"], confirmed)
         assert kept(text, read, step) == []
 
@@ -584,8 +574,7 @@ def test_a_read_may_use_values_of_earlier_messages() -> None:
 ])
 def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, confirmed: bool) -> None:
     """What others notice, or what is lost, needs a value in the words."""
-    mandate = check(text, Step("s", tool)).mandate
-    assert mandate is not None
+    mandate = backed(text, Step("s", tool))
     assert mandate.confirm == (("s",) if confirmed else ()) and len(mandate.steps) == 1
 
 
@@ -594,8 +583,7 @@ def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, co
 ])
 def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, kept: bool) -> None:
     profile = ToolProfile(effect="write", sink="internal", intent=("commit", "stop", "in {where} save", "i want to commit"))
-    mandate = backed_part(Mandate(steps=(Step("c", "commit"),)), [text], {"commit": profile}, {"commit": {}}).mandate
-    assert mandate is not None
+    mandate = backed(text, Step("c", "commit"), profiles={"commit": profile}, schemas={"commit": {}})
     assert mandate.confirm == () and len(mandate.steps) == kept
 
 
@@ -604,8 +592,7 @@ def test_no_forbids_what_is_read() -> None:
     sets = Step("s", "set", {"ticket": "T-5", "status": Field("b", "total")})
     pays = Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")})
     for text, step, left in (("No, set T-5 to the total of b.txt", sets, 0), ("No, what is in b.txt. Pay it to Bob", pays, 0)):
-        mandate = backed_part(Mandate(steps=(found, step)), [text], PROFILES, SIGNATURES).mandate
-        assert mandate is not None
+        mandate = backed(text, found, step)
         assert len(mandate.steps) == left
 
 
@@ -613,8 +600,7 @@ def test_what_leaves_is_confirmed_if_an_earlier_message_says_what_to_read() -> N
     """A payment of an amount that is read from a file which only an earlier message names."""
     steps = (Step("b", "bill", {"file": "b.txt"}), Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")}))
     for text, confirmed in (("Pay Bob now", ("p",)), ("Pay Bob the total of b.txt", ())):
-        mandate = backed_part(Mandate(steps=steps), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
-        assert mandate is not None
+        mandate = backed(text, *steps, earlier=["What is in b.txt?"])
         assert (len(mandate.steps), mandate.confirm) == (2, confirmed)
 
 
@@ -622,15 +608,13 @@ def test_a_quotation_that_a_follow_up_leaves_out_is_confirmed() -> None:
     note = ToolProfile(effect="write", sink="internal", critical={"ticket": "object", "level": "value"}, text=("body",))
     step = Step("n", "note", {"ticket": "T-5", "level": "high", "body": Text()})
     for text, confirmed in (('Note "call me" there, and set it to high', ("n",)), ("Note that there, and set it to high", ())):
-        mandate = backed_part(Mandate(steps=(step,)), [text], {"note": note}, {"note": {"ticket": {}, "level": {}, "body": {}}}, ["Close T-5"]).mandate
-        assert mandate is not None
+        mandate = backed(text, step, profiles={"note": note}, schemas={"note": {"ticket": {}, "level": {}, "body": {}}}, earlier=["Close T-5"])
         assert (len(mandate.steps), mandate.confirm) == (1, confirmed)
 
 
 def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
     """A mail whose text the model writes is not confirmed for it."""
-    mandate = backed_part(Mandate(steps=(Step("m", "mail", {"to": "Carol", "body": Text()}),)), ["Mail Carol that I am late."], PROFILES, SIGNATURES, ['Book "Lunch"']).mandate
-    assert mandate is not None
+    mandate = backed("Mail Carol that I am late.", Step("m", "mail", {"to": "Carol", "body": Text()}), earlier=['Book "Lunch"'])
     assert mandate.confirm == ()
 
 

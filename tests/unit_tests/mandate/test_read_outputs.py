@@ -14,8 +14,7 @@ from langchain_runtime_authz.facts.call_arguments import uncovered
 from langchain_runtime_authz.facts.output_reading import copy_output
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains
-from langchain_runtime_authz.mandate.output_rows import trust_level
-from langchain_runtime_authz.mandate.read_outputs import Outputs, values_at
+from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read", trust={"": "internal", "a": "system", "a.b": "external"}, prose=("text",), counterparty=("from",))
@@ -172,15 +171,6 @@ def test_a_write_that_is_too_large_to_note_had_any_value(large):
     found.claimed({"a": "b"})
     found.claimed({"rows": large})
     assert (found.written("eve", 3), found.written("eve", 2)) == (True, False)
-
-
-def test_the_longest_prefix_says_who_vouches():
-    assert [trust_level(READ, path) for path in ("", "x", "a", "a.c", "a.b", "a.b.c", "text", "text.x", "from")] == [1, 1, 2, 2, 0, 0, 0, 0, 0]
-
-
-def test_paths_look_into_lists():
-    value = {"a": [{"b": 1}, {"c": 2}, [3]], "x": 4}
-    assert (values_at(value, "a.b"), values_at(value, ""), values_at(value, "a.z")) == ([1], [value], [])
 
 
 def test_loose_members():

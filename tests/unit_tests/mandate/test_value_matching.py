@@ -67,7 +67,7 @@ def test_same(kind, constant, equal, other):
 
 
 @pytest.mark.parametrize(("prefix", "inside", "outside"), [
-    ("/docs", ["/docs/a", "/docs//a/./b"], ["/docs", "/docs/", "/docsx/a", "docs/a", "/docs/../etc", "/docs/.. /etc", "/docs/..%20/etc", "/docs\\..\\x", "/docs/%2e%2e/x", "/DOCS/a", "/docs/\n", 5]),
+    ("/docs", ["/docs/a", "/docs//a/./b"], ["/docs", "/docs/", "/docsx/a", "docs/a", "/docs/../etc", "/docs/.. /etc", "/docs/..%20/etc", "/docs\\..\\x", "/docs/%2e%2e/x", "/DOCS/a", "/docs/\n", "/docs/*", "/docs/a?.txt", "/docs/[a-z]", "/docs/{x,../secret}", "/docs/..;/x", "/docs/%252e%252e/x", ["/docs/a"], 5]),
     ("docs/", ["docs/a", "./docs/a"], ["/docs/a", "docs", "https://docs/a"]),
     ("https://x.org/a", ["https://x.org/a", "https://X.org/a/b?q=1"], ["http://x.org/a", "https://x.org/ab", "https://x.org/a/../b", "https://x.org/a/.. /b", "https://x.org/a/..%20/b", "https://x.org/a/./b", "https://x.org/a/%2E%2e/b", "https://x.org:8443/a", "https://me@x.org/a", "https://x.org.evil.net/a", "/a", "https://x.org"]),
     ("https://x.org", ["https://x.org", "https://x.org/a"], ["https://x.orga", "//x.org/a"]),
