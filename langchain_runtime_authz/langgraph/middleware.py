@@ -20,7 +20,7 @@ from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz._flow import methods, run_within
+from langchain_runtime_authz._flow import methods
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -33,13 +33,7 @@ from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
-from langchain_runtime_authz.langgraph.tool_execution import (
-    Locks,
-    PendingCall,
-    RunCode,
-    decided_already,
-    under_lock,
-)
+from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, decided_already, under_lock
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.pep.decide_steps import decide_model
 from langchain_runtime_authz.pep.obligations import withheld_tools
@@ -173,16 +167,16 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def _decided(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide a call, and run `handler` if it is permitted."""
         message = self._message(request, handler)
-        call, waiting = message.calls[0], (yield from message.decide(run))
+        (call, *_), waiting = message.calls, (yield from message.decide(run))
 
-        def code(one: PendingCall) -> Flow[Any]:
-            if (answer := tool_batch.answer_of(one, call, message.config)) is not None:
-                return answer
-            return tool_batch.note_edit(one, (yield (RunCode, handler, _request(one, request))))
+        def code(own: Any) -> Any:
+            decided = waiting[0].call.input.tool
+            tool = decided if isinstance(decided, BaseTool) else request.tool
+            return handler(request.override(tool=tool, tool_call=request.tool_call if own is call else own))
 
         try:
             queue = tool_batch.CallQueue(message.config, message.calls, waiting)
-            return (yield from run_within(tool_batch.QueuedCall(queue, 0, waiting[0]), code))
+            return (yield from queue.run(call, code))
         finally:
             yield from tool_batch.give_back(waiting)
 
@@ -248,8 +242,3 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
         drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     heard.waits[node] = record
-
-
-def _request(one: PendingCall, request: Any) -> Any:
-    tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
-    return request.override(tool=tool, tool_call=tool_batch.instead_of(one, request.tool_call))

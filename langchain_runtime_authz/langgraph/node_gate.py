@@ -18,7 +18,7 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz._flow import run_within
-from langchain_runtime_authz.credential.ticket import Ticket, current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
@@ -272,28 +272,12 @@ class _Gate(private.ToolNode):
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        queue = _queue.get()
-        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
-            return tool_batch.undecided_denial(call)
-        with tool_batch.QueuedCall(queue, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.edited_by:
-                return super()._run_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
-                return answer
-            output = super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
-            return tool_batch.note_edit(one, output)
+        queue, code = _queue.get(), partial(super()._run_one, input_type=input_type, tool_runtime=tool_runtime)
+        return drive(queue.engine, queue.run(call, code))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        queue = _queue.get()
-        if (found := queue.waiting.get(id(call)) or queue.copied(call)) is None:
-            return tool_batch.undecided_denial(call)
-        async with tool_batch.QueuedCall(queue, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.edited_by:
-                return await super()._arun_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, queue.config)) is not None:
-                return answer
-            output = await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
-            return tool_batch.note_edit(one, output)
+        queue, code = _queue.get(), partial(super()._arun_one, input_type=input_type, tool_runtime=tool_runtime)
+        return await adrive(queue.engine, queue.run(call, code))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)

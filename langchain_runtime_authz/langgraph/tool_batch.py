@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from langchain_core.messages import ToolCall, ToolMessage
+from langchain_core.messages import ToolCall
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
@@ -27,13 +27,13 @@ from langchain_runtime_authz.langgraph.interrupts import keep_numbers
 from langchain_runtime_authz.langgraph.messages import answered_calls
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, under_lock
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Finish, Locks, PendingCall, RunCode, under_lock
 from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER
-from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Effect, Flow, Run
 
 _SEVERAL: Final = 2  # from this number of calls on
 PATIENCE: Final = 5.0  # seconds that a call waits for earlier ones to begin; the node may never run them
@@ -156,133 +156,116 @@ class CallQueue:
     """
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[PendingCall], layer: str = "") -> None:
-        self.config = config
+        self.engine = waiting[0].run.engine if waiting else None
+        self._config = config
         self._calls = calls
-        self.waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
-        self.asked = self.serial = False
+        self._waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
+        self._asked = self._serial = False
         for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
-            self.waiting.setdefault(id(call), (len(self.waiting), one))
+            self._waiting.setdefault(id(call), (len(self._waiting), one))
             awaited = type(one.verdict) is Ticket and bool(one.verdict.awaited)  # another call is ordered after it
-            self.serial |= bool(one.paused or one.answers or one.for_review or awaited)
+            self._serial |= bool(one.paused or one.answers or one.for_review or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
             if (
                 layer and one.call.input.tool is not None and not one.for_review
             ):  # without a tool, the model made up the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
-        self.thread = threading.get_ident() if self.serial else 0  # calls in this thread run in order anyway
-        self.begun: set[int] = set()  # indexes of calls that run as coroutines
-        self.entered: set[int] = set()  # indexes of calls that have begun in threads
-        self.done: set[int] = set()  # indexes of finished calls
+        self._thread = threading.get_ident() if self._serial else 0  # calls in this thread run in order anyway
+        self._begun: set[int] = set()  # indexes of calls
+        self._done: set[int] = set()
 
-    def copied(self, call: Any) -> tuple[int, PendingCall] | None:
-        """Return index and decision of the call that `call` is a copy of, or None."""
-        for each in self._calls:
-            if each == call:
-                return self.waiting[id(each)]
-        self.done.update(self.waiting[id(each)][0] for each in self._calls if each.get("id") == call.get("id"))
-        return None
+    def run(self, call: Any, code: Callable[[Any], Any]) -> Flow[Any]:
+        """Run `code` with the call or an approver's edit of it, or answer the call.
 
-    async def finish(self) -> None:
-        """Wait for running calls, which another call's question or failure would cancel."""
-        while not self.done.issuperset(self.begun):  # noqa: ASYNC110
-            await asyncio.sleep(PAUSE)
-
-
-class QueuedCall:
-    """The scope of one call's execution, in which the guard finds the decision."""
-
-    def __init__(self, queue: CallQueue, place: int, one: PendingCall) -> None:
-        self._queue, self._place, self.one = queue, place, one
-        self._engine = self.one.run.engine
-
-    def __enter__(self) -> PendingCall:
-        queue = self._queue
-        alone = not queue.serial or self._place in queue.begun or queue.thread == threading.get_ident()
-        queue.entered.add(self._place)
-        until = time.monotonic() + PATIENCE
-        while not alone and (left := set(range(self._place)) - queue.done):
-            if left.isdisjoint(queue.entered | queue.begun) and time.monotonic() > until:
-                break
-            time.sleep(PAUSE)
-        self._first = not queue.asked  # True if no earlier call has asked
-        one, self._before = self.one, (before := current_scope.get())
+        The tool's guard finds the call's decision in the current scope.
+        """
+        found = self._waiting.get(id(call)) or self._find_copied(call)
+        if found is None:  # the call was not decided
+            denial = Denial(call_messages.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+            return call_messages.denial_message(denial, call.get("id"))
+        place, one = found
+        self._begun.add(place)
+        if self._serial:
+            yield (_AwaitEarlier, self, place)
+        first, before = not self._asked, current_scope.get()
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
         one.entered = before.entered
         current_scope.set(one)
-        return one
+        try:
+            if type(one.verdict) is Ticket and not one.call.edited_by:
+                output = yield (RunCode, code, call)
+            elif (output := self._answer(one, call)) is None:
+                edited = bool(one.call.edited_by) and not one.for_review
+                own = {**call, "name": one.call.tool, "args": one.call.raw} if edited else call
+                output = _note_edit(one, (yield (RunCode, code, own)))
+        except BaseException as exc:
+            if current_scope.get() is one:  # else it is closed in another context
+                current_scope.set(before)
+            yield from self._failed(place, one, exc, first=first)
+            raise
+        current_scope.set(before)
+        self._done.add(place)
+        if one.question is not None:  # code before the tool swallowed it
+            raise one.question
+        return output
 
-    async def __aenter__(self) -> PendingCall:
-        self._queue.begun.add(self._place)
-        if self._queue.serial:
-            await self._await_earlier()
-        return self.__enter__()
+    def _find_copied(self, call: Any) -> tuple[int, PendingCall] | None:
+        """Return index and decision of the call that `call` is a copy of, or None."""
+        for each in self._calls:
+            if each == call:
+                return self._waiting[id(each)]
+        self._done.update(self._waiting[id(each)][0] for each in self._calls if each.get("id") == call.get("id"))
+        return None
 
-    def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if exc is None or current_scope.get() is self.one:  # else it is closed in another context
-            current_scope.set(self._before)
-        if exc is not None:
-            drive(self._engine, self._note(exc))
-        self._over(exc)
+    def _answer(self, one: PendingCall, call: Any) -> Any:
+        """Return the message for a call that must not run; None if the call runs."""
+        verdict = one.verdict
+        if one.for_review or isinstance(verdict, Ticket):
+            return None
+        keep_numbers(self._config, one.answers)
+        if isinstance(verdict, Replay):
+            return _note_edit(one, call_messages.replayed_result(verdict, call.get("id")))
+        # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
+        if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
+            return call_messages.denial_message(verdict, call.get("id"))
+        return None
 
-    async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if exc is None or current_scope.get() is self.one:  # else it is closed in another context
-            current_scope.set(self._before)
-        if exc is not None:
-            await adrive(self._engine, self._note(exc))
-        if isinstance(exc, GraphInterrupt):
-            await self._await_earlier()
-        self._over(exc)
+    def _failed(self, place: int, one: PendingCall, exc: BaseException, *, first: bool) -> Flow[None]:
+        """Record the question of the tool itself, or of a review before it."""
+        asks = isinstance(exc, GraphInterrupt)
+        self._asked |= asks
+        if one.for_review and isinstance(exc, Exception):
+            yield from interrupts.note_failed(one.run, one.call, exc, self._config, first=first)
+        if asks:
+            yield (Finish, self, place)
+        self._done.add(place)
+        if one.question is not None and isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp):
+            raise one.question
 
-    def _over(self, exc: BaseException | None) -> None:
-        """Mark the call as done. Raise a question that code before the tool swallowed."""
-        self._queue.done.add(self._place)
-        swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
-        if swallowed and self.one.question is not None:
-            raise self.one.question
+    def wait(self, place: int) -> None:
+        """Wait in a thread for the calls before an index."""
+        until = time.monotonic() + PATIENCE
+        while self._thread != threading.get_ident() and (left := set(range(place)) - self._done):
+            if left.isdisjoint(self._begun) and time.monotonic() > until:
+                break
+            time.sleep(PAUSE)
 
-    async def _await_earlier(self) -> None:
-        earlier = self._queue.begun.intersection(range(self._place))  # LangGraph starts coroutines in order
-        while not self._queue.done.issuperset(earlier):  # noqa: ASYNC110
+    async def finish(self, place: int | None = None) -> None:
+        """Wait for the running calls, or those before an index.
+
+        The question or failure of another call would cancel them.
+        """
+        running = self._begun if place is None else self._begun.intersection(range(place))
+        while not self._done.issuperset(running):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
-    def _note(self, exc: BaseException) -> Flow[None]:
-        """Record the question of the tool itself, or of a review before it."""
-        one, queue = self.one, self._queue
-        if isinstance(exc, GraphInterrupt):
-            queue.asked = True
-        if one.for_review and isinstance(exc, Exception):
-            yield from interrupts.note_failed(one.run, one.call, exc, queue.config, first=self._first)
+
+# LangGraph starts coroutines in order, so those of earlier calls have begun.
+_AwaitEarlier: Final = Effect(lambda _, queue, place: queue.wait(place), lambda _, queue, place: queue.finish(place))
 
 
-def undecided_denial(call: Any) -> ToolMessage:
-    """Return the denial of a call that was not decided."""
-    denial = Denial(call_messages.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
-    return call_messages.denial_message(denial, call.get("id"))
-
-
-def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
-    """Return the message for a call that must not run; None if the call runs."""
-    verdict = one.verdict
-    if one.for_review or isinstance(verdict, Ticket):
-        return None
-    keep_numbers(config, one.answers)
-    if isinstance(verdict, Replay):
-        return cast("ToolMessage", note_edit(one, call_messages.replayed_result(verdict, call.get("id"))))
-    # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
-    if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
-        return call_messages.denial_message(verdict, call.get("id"))
-    return None
-
-
-def instead_of(one: PendingCall, call: Any) -> Any:
-    """Return the call to run: the original, or an approver's edit."""
-    if one.for_review or not one.call.edited_by:
-        return call
-    return {**call, "name": one.call.tool, "args": one.call.raw}
-
-
-def note_edit(one: PendingCall, output: Any) -> Any:
+def _note_edit(one: PendingCall, output: Any) -> Any:
     """Return the output, with a note if an approver replaced the model's call."""
     return output if not one.replaced else call_messages.with_note(output, call_messages.edit_note(one.call))
 
