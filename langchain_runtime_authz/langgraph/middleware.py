@@ -9,7 +9,6 @@ A handler among the graph's callbacks (`ResumeHandler`) observes the end of the 
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
@@ -41,11 +40,6 @@ from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive
 
 MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
 
-_MISPLACED: Final = (
-    "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
-    "and the call is then decided again as it really runs. List it last"
-)
-
 
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     """Decides the model and tool calls of a `create_agent` agent. List it last.
@@ -69,7 +63,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         # Ids of tools → the tools, and a node that holds them.
         self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
         self._nodes_lock = forkable_lock()
-        self._warned = False
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
         config = get_config()
@@ -149,9 +142,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide the call, unless an earlier enforcement point has decided it."""
-        if not self._warned and not private.is_innermost(handler):
-            self._warned = True
-            warnings.warn(_MISPLACED, stacklevel=2)
         if decided_already():
             return (yield (RunCode, handler, request))
         run, _ = yield from self._run(request.runtime.config, request.runtime)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphInterrupt
@@ -38,21 +38,12 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 
+if TYPE_CHECKING:
+    from langchain_runtime_authz.langgraph.tool_arrival import NodeCall
+
 Place = tuple[str, int]  # a plan's id, a call's position in it
 _KEPT: Final = 2048  # messages per task; calls of older ones count as new when the task runs again
 _SOUGHT: Final = 64  # number of earlier executions' plans in which a call is searched
-
-
-class ArrivingCall(Protocol):
-    """The part of `tool_arrival.NodeCall` that a node needs."""
-
-    call: Call
-    config: Mapping[str, Any]
-    facts: ToolFacts
-    given: Any
-
-    def describe(self, facts: ToolFacts, given: Any, /) -> Call: ...
-    def counted(self) -> Call: ...
 
 
 class NodePlans:
@@ -73,7 +64,7 @@ class NodePlans:
     def _answered(self) -> Collection[str]:
         return answered_calls(self._given)
 
-    def find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
+    def find(self, run: Run, one: NodeCall) -> Flow[tuple[Call, Place | None]]:
         """Return the planned call and its place; if no plan has the call, itself and None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
@@ -121,7 +112,7 @@ class NodePlans:
         return own + [p for p in several if p.position not in made]
 
     def _take(
-        self, run: Run, one: ArrivingCall, plan_id: str, planned: PlannedCall, written: Mapping[str, Any]
+        self, run: Run, one: NodeCall, plan_id: str, planned: PlannedCall, written: Mapping[str, Any]
     ) -> Flow[tuple[Call, Place] | None]:
         """Return the call and its place if it is `planned`, and occupy the place."""
         call, place = one.call, (plan_id, planned.position)
@@ -195,7 +186,7 @@ class NodeCalls:
         self.running = 0  # guarded tools that are being decided or run
         self.leaving = 0  # how many of `running` wait in `leave`
 
-    def decide(self, run: Run, one: ArrivingCall) -> Flow[tuple[PendingCall, Place | None]]:
+    def decide(self, run: Run, one: NodeCall) -> Flow[tuple[PendingCall, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a plan or None."""
         own = one.call.by_application and one.call.call_id is None  # no message contains it
         call, place = (one.call, None) if own else (yield from self.plans.find(run, one))

@@ -79,8 +79,6 @@ def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
            "ToolNode", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
 
-_INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
-
 
 class _Stored:
     """A finished future, for `durability="sync"` in graphs that store no checkpoint."""
@@ -250,11 +248,6 @@ def agent_ns(config: Mapping[str, Any]) -> str:
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
     """Return a task's checkpointer. Without one, a question cannot be asked."""
     return _given(config).get(keys.CONFIG_KEY_CHECKPOINTER)
-
-
-def is_innermost(handler: object) -> bool:
-    """Return True if a `wrap_tool_call` handler is the tool node's own."""
-    return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:

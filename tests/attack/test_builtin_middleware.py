@@ -6,7 +6,7 @@ from langchain.agents.middleware import AgentMiddleware
 from langchain_core.decisions import BaseDecisionModel, ClassifierResponse
 
 from ._kit import *
-from .test_middleware import Seeing, built, quietly, said, seeing
+from .test_middleware import Seeing, built, said, seeing
 
 go = params("sync", "async")
 
@@ -110,7 +110,7 @@ def test_each_call_is_decided_once(name: str, place: str, go: str, tmp_path: Pat
     stack, order = PLACES[place]
     model = planning(name)
     own: Any = {order: [MIDDLEWARE[name](model, tmp_path)]}
-    assert_went_on(quietly(go, authz, built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own), human()))
+    assert_went_on(said(go, authz, built(stack, authz, model, [pay_tool(ran), read_tool(ran)], **own), human()))
     assert ran == [("read", "a")]
     assert sorted((r.resource.id, r.context.plan.planned) for r in calls_of(pdp)) == [("pay", True), ("read", True)]
 
@@ -229,7 +229,7 @@ def test_a_shell_that_middleware_brings(place: str, tmp_path: Path) -> None:
     stack, order = PLACES[place]
     own: Any = {order: [shell(tmp_path / "held")]}
     graph = built(stack, authz, model, [], **own)
-    assert_went_on(quietly("sync", authz, graph, human()))
+    assert_went_on(said("sync", authz, graph, human()))
     assert [p.name for p in (tmp_path / "held").iterdir()] == ["started"]
     (node,) = [r for r in authz.coverage(graph).rows if r.name == "ShellToolMiddleware.before_agent"]
     assert "not seen" in node.note or not node.governed

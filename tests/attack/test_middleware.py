@@ -20,14 +20,6 @@ stack = params(STACKS)
 go = params(["sync", "async"])
 
 
-@pytest.fixture(autouse=True)
-def _order_matters() -> Iterator[None]:
-    """A rightly ordered stack warns about nothing of ours."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="AuthzMiddleware is not")
-        yield
-
-
 def built(
     stack: str, authz: RuntimeAuthz, model: Any, tools: Any, *,
     before: Any = (), after: Any = (), named: str = "agent", **options: Any,
@@ -122,18 +114,15 @@ def rewrites() -> Any:
 
 @pytest.mark.parametrize("stack", ["middleware", "both"])
 @pytest.mark.parametrize("shipped", [True, False])
-def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool, ran: Any) -> None:
-    """What comes after it changes the call: the guard decides again on what really runs, with one warning.
+def test_what_comes_after_ours_and_changes_the_call(stack: str, go: str, shipped: bool, ran: Any) -> None:
+    """The guard decides again on what really runs.
 
     The shipped rules deny what is not what was planned; another policy may find nothing wrong with it.
     """
     pdp: Any = rules_that_permit() if shipped else StaticPDP(True)
     authz = authz_with(pdp)
     graph = built(stack, authz, replying([PAY], [{**PAY, "id": "again"}]), [pay_tool(ran)], after=[rewrites()])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert_went_on(said(go, authz, graph, human()))
-    assert len([w for w in caught if "not the innermost" in str(w.message)]) == 1
+    assert_went_on(said(go, authz, graph, human()))
     if shipped:
         assert ran == [] and set(reasons(authz, "pay")) == {"plan_changed"}
         return
@@ -143,7 +132,7 @@ def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool,
 
 
 def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
-    """The same where ours is the innermost: one decision, on what would really run, and no warning of ours."""
+    """The same where ours is the innermost: one decision, on what would really run."""
     authz = authz_with(rules_that_permit())
     assert_went_on(said(go, authz, built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[rewrites()]), human()))
     assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
@@ -200,9 +189,9 @@ def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, p
     # After the model's step the last in the list comes first: the review shows what the rewriter made of the call.
     order: Any = {place: [*hitl, RewritesTheState()]}
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver(), **order)
-    state = quietly(go, authz, graph, human(), THREAD)
+    state = said(go, authz, graph, human(), THREAD)
     if review:
-        state = quietly(go, authz, graph, resume(APPROVE), THREAD)
+        state = said(go, authz, graph, resume(APPROVE), THREAD)
     assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
     assert_went_on(state)
 
@@ -226,11 +215,11 @@ def test_calls_whose_neighbour_was_taken_out_are_the_planned_ones(stack: str, th
         [pay_tool(ran), read_tool(ran), writing_tool(ran)],
         checkpointer=InMemorySaver(), before=[*filter(None, [then]), TakesOut()],
     )  # fmt: skip
-    state = quietly(go, authz, graph, human(), THREAD)
+    state = said(go, authz, graph, human(), THREAD)
     if review:
         (asked,) = state["__interrupt__"]
         assert [a["name"] for a in asked.value["action_requests"]] == ["pay"]
-        state = quietly(go, authz, graph, resume(APPROVE), THREAD)
+        state = said(go, authz, graph, resume(APPROVE), THREAD)
     assert reasons(authz, "pay") == (["plan_changed"] if rewriter else [])
     assert sorted(ran, key=str) == ([] if rewriter else [PAID, ("write", "x")])
     assert_went_on(state)
@@ -244,8 +233,8 @@ def test_each_of_two_equal_calls_that_moved_up_has_its_own_answer(stack: str, an
     authz = authz_with(asking("pay"))
     tools, script = [pay_tool(ran), read_tool(ran)], replying([READ, PAY, {**PAY, "id": "again"}])
     graph = built(stack, authz, script, tools, checkpointer=InMemorySaver(), before=[TakesOut()])
-    quietly(go, authz, graph, human(), THREAD)
-    state = quietly(go, authz, graph, resume(*answers), THREAD)
+    said(go, authz, graph, human(), THREAD)
+    state = said(go, authz, graph, resume(*answers), THREAD)
     assert sorted(ran) == paid
     assert_went_on(state)
 
@@ -265,9 +254,9 @@ def test_a_rewritten_plan_that_a_human_reviews_and_edits(go: str, ran: Any) -> N
         "middleware", authz, replying([plain(PAY)]), [paying_tool(ran)], checkpointer=InMemorySaver(),
         before=[rewrites_the_answer()], after=[HumanInTheLoopMiddleware({"pay": True})],
     )  # fmt: skip
-    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
     assert asked.value["action_requests"][0]["args"]["amount"] == "7"
-    state = quietly(go, authz, graph, resume(plain(edit("bob", "2"))), THREAD)
+    state = said(go, authz, graph, resume(plain(edit("bob", "2"))), THREAD)
     assert ran == [("bob", 2.0, "USD")]
     (final,) = [r.context for r in calls_of(pdp, "pay")]
     assert (final.approval.source, final.plan.planned, final.task.epoch) == ("hitl", True, 2)
@@ -311,13 +300,6 @@ def plain(action: dict[str, Any]) -> dict[str, Any]:
     return {**action, "edited_action": {**inner, "args": args}} if inner is not action else {**action, "args": args}
 
 
-def quietly(*args: Any) -> Any:
-    """`said`, where ours may not be the innermost on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="AuthzMiddleware is not")
-        return said(*args)
-
-
 def reviewing(stack: str, mode: Any, first: str, authz: RuntimeAuthz, model: Any, ran: list[Any], review: Any = None) -> Any:
     """An agent with LangChain's review of payments, before ours in the list or after it."""
     reviews = [HumanInTheLoopMiddleware(review or {"pay": True}, interrupt_mode=mode)]
@@ -345,11 +327,11 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     authz = authz_with(pdp)
     plan = [*map(plain, FIVE), plain(call("pay", {"to": "zoe", "amount": "50"}, "c6"))]
     graph = reviewing(stack, mode, first, authz, replying(plan), ran)
-    asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    asked = said(go, authz, graph, human(), THREAD)["__interrupt__"]
     assert len(asked) == (1 if mode == "batched" else 4)
     assert [r for r in ran if r[0] != "write"] == []
     decisions = {"c1": APPROVE, "c3": plain(edit("bob", "2")), "c5": REJECT, "c6": {"type": "respond", "message": "zoe was paid"}}
-    state = quietly(go, authz, graph, answering(asked, decisions), THREAD)
+    state = said(go, authz, graph, answering(asked, decisions), THREAD)
     assert "__interrupt__" not in state and sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
     final = {r.context.call.id: r.context for r in calls_of(pdp, "pay") if r.context.approval is not None}
     assert {i: (c.call.args["recipient"], c.approval.source, c.plan.planned) for i, c in final.items()} == {
@@ -589,8 +571,8 @@ def test_an_edit_in_a_review_meets_the_policy(stack: str, first: str, mode: str,
     """A human may put another payment in the call's place; whether it runs is the policy's."""
     authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args.get("recipient") != "eve"))
     graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
-    asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
-    state = quietly(go, authz, graph, answering(asked, {PAY["id"]: plain(edit("eve", 9))}), THREAD)
+    asked = said(go, authz, graph, human(), THREAD)["__interrupt__"]
+    state = said(go, authz, graph, answering(asked, {PAY["id"]: plain(edit("eve", 9))}), THREAD)
     assert ran == []
     assert_went_on(state)
 
@@ -599,9 +581,9 @@ def test_each_call_of_a_review_may_be_answered_by_itself(stack: str, first: str,
     """What is not answered stays open, and is answered later; an edit in between changes the task and voids no question."""
     authz = authz_with(asking("pay"))
     graph = reviewing(stack, "per_call", first, authz, replying([plain(c) for c in FIVE]), ran)
-    asked = {i.value["tool_call_id"]: i.id for i in quietly(go, authz, graph, human(), THREAD)["__interrupt__"]}
+    asked = {i.value["tool_call_id"]: i.id for i in said(go, authz, graph, human(), THREAD)["__interrupt__"]}
     for ident, decision, left in (("c3", plain(edit("bob", 2)), 2), ("c1", APPROVE, 1), ("c5", REJECT, 0)):
-        state = quietly(go, authz, graph, Command(resume={asked[ident]: decision}), THREAD)
+        state = said(go, authz, graph, Command(resume={asked[ident]: decision}), THREAD)
         assert len(state.get("__interrupt__", ())) == left
     assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
     assert_went_on(state)
@@ -618,11 +600,11 @@ def test_a_review_that_does_not_suffice(stack: str, first: str, mode: str, go: s
 
     authz = authz_with(StaticPDP(decide))
     graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran)
-    first_asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
-    second = quietly(go, authz, graph, answering(first_asked, {PAY["id"]: APPROVE}), THREAD)["__interrupt__"]
+    first_asked = said(go, authz, graph, human(), THREAD)["__interrupt__"]
+    second = said(go, authz, graph, answering(first_asked, {PAY["id"]: APPROVE}), THREAD)["__interrupt__"]
     assert [a["approval_id"] != "" for i in second for a in i.value["action_requests"]] == [True]
     assert ran == []
-    assert_went_on(quietly(go, authz, graph, resume(APPROVE), THREAD))
+    assert_went_on(said(go, authz, graph, resume(APPROVE), THREAD))
     assert ran == [PAID]
 
 
@@ -631,9 +613,9 @@ def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: 
     authz = authz_with(asking("pay"))
     review = {"pay": {"allowed_decisions": ["approve"], "when": lambda request: False}}
     graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran, review)
-    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
     assert asked.value["action_requests"][0]["type"] == "tool_approval" and ran == []
-    assert_went_on(quietly(go, authz, graph, resume(APPROVE), THREAD))
+    assert_went_on(said(go, authz, graph, resume(APPROVE), THREAD))
     assert ran == [PAID]
 
 
@@ -643,15 +625,15 @@ def test_after_an_edit_that_the_tools_schema_refuses(stack: str, first: str, go:
     pdp = asking("pay")
     authz = authz_with(pdp)
     graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran)
-    (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    (asked,) = said(go, authz, graph, human(), THREAD)["__interrupt__"]
     with pytest.raises(ValueError, match="amount"):
-        quietly(go, authz, graph, Command(resume={asked.id: plain(edit("eve", "many"))}), THREAD)
+        said(go, authz, graph, Command(resume={asked.id: plain(edit("eve", "many"))}), THREAD)
     assert ran == []
-    state = quietly(go, authz, graph, Command(resume={asked.id: plain(edit("bob", 2)) if edits else APPROVE}), THREAD)
+    state = said(go, authz, graph, Command(resume={asked.id: plain(edit("bob", 2)) if edits else APPROVE}), THREAD)
     final = calls_of(pdp, "pay")[-1].context
     assert (final.approval.source, final.approval.edited_from, final.plan.planned) == ("hitl", "pay" if edits else None, True)
     assert_went_on(state)
-    quietly(go, authz, graph, Command(resume={asked.id: APPROVE}), THREAD)
+    said(go, authz, graph, Command(resume={asked.id: APPROVE}), THREAD)
     assert ran == [("bob", 2.0, "USD") if edits else PAID]
 
 
@@ -661,13 +643,13 @@ def test_an_answer_that_a_review_does_not_take(stack: str, first: str, mode: str
     authz = authz_with(pdp)
     review = {"pay": {"allowed_decisions": ["approve", "reject"]}}
     graph = reviewing(stack, mode, first, authz, replying([plain(PAY)]), ran, review)
-    asked = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
+    asked = said(go, authz, graph, human(), THREAD)["__interrupt__"]
     for bad in ({"type": "respond", "message": "x"}, plain(edit("eve", 9))):
         with pytest.raises(ValueError, match="expected tags|not allowed"):
-            quietly(go, authz, graph, answering(asked, {PAY["id"]: bad}), THREAD)
+            said(go, authz, graph, answering(asked, {PAY["id"]: bad}), THREAD)
     assert ran == []
     if mode == "per_call":  # of a batched review, LangGraph keeps the answer that was refused
-        assert_went_on(quietly(go, authz, graph, answering(asked, {PAY["id"]: APPROVE}), THREAD))
+        assert_went_on(said(go, authz, graph, answering(asked, {PAY["id"]: APPROVE}), THREAD))
         assert ran == [PAID]
     assert {r.context.task.epoch for r in pdp.requests} == {1}
 

@@ -205,8 +205,6 @@ def test_a_plain_answer_is_known_until_a_question_takes_it() -> None:
 
 def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
     """It, what it is resumed with and the checkpoint that was named stand in the frame of `stream` and `astream` alone."""
-    import asyncio
-
     from langchain_core.tracers import context
 
     seen: list[object] = []
@@ -239,44 +237,6 @@ def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
         ident = place["configurable"]["checkpoint_id"]
         assert found == [(graph, "plain", str(go), None), (graph, "plain", str(go), ident)], "repair langgraph/middleware.py"
     context._configure_hooks.pop()
-
-
-def test_the_innermost_handler_is_known_by_its_name() -> None:
-    """`create_agent` hands the tool node's own function to the last middleware, a composed one to the others."""
-    from langchain.agents import create_agent
-    from langchain.agents.middleware import AgentMiddleware
-
-    from langchain_runtime_authz.testing import ScriptedChatModel
-
-    seen: list[tuple[str, bool]] = []
-
-    def watching(label: str) -> AgentMiddleware[Any, Any, Any]:
-        class Watching(AgentMiddleware[Any, Any, Any]):
-            @property
-            def name(self) -> str:
-                return label
-
-            def wrap_tool_call(self, request: Any, handler: Any) -> Any:
-                seen.append((label, private.is_innermost(handler)))
-                return handler(request)
-
-            async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
-                seen.append((label, private.is_innermost(handler)))
-                return await handler(request)
-
-        return Watching()
-
-    @tool
-    def look() -> str:
-        """Look."""
-        return "seen"
-
-    call = {"name": "look", "args": {}, "id": "1", "type": "tool_call"}
-    script = [AIMessage("", tool_calls=[call]), AIMessage("done")] * 2
-    agent = create_agent(ScriptedChatModel(script=script), [look], middleware=[watching("outer"), watching("inner")])
-    agent.invoke({"messages": [("user", "x")]})
-    asyncio.run(agent.ainvoke({"messages": [("user", "x")]}))
-    assert seen == [("outer", False), ("inner", True)] * 2, "langchain composes tool-call wrappers otherwise"
 
 
 def test_a_model_says_its_name_and_provider() -> None:
