@@ -11,10 +11,10 @@ import jwt
 import pytest
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.dpop_proof import AcceptedProof, ProofKey, read_proof, token_digest
+from langchain_runtime_authz.credential.dpop_proof import ProofKey, read_proof, token_digest
 from langchain_runtime_authz.credential.signer import SigningKey, jwk_thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
+from langchain_runtime_authz.resource_server.dpop import MemoryReplays, ProofVerifier
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from tests.threads import together
 from tests.unit_tests.credential.tokens import b64
@@ -50,7 +50,7 @@ def made(claims: dict[str, Any] | None = None, header: dict[str, Any] | None = N
     return f"{signing_input}.{b64(key.sign(signing_input.encode()))}"
 
 
-def believed(proof: Any, **changes: Any) -> AcceptedProof:
+def believed(proof: Any, **changes: Any) -> str:
     asked = {"htm": "POST", "htu": URL, "token": TOKEN, "jkt": KEY.kid, "now": NOW, **changes}
     return read_proof(proof, **asked)
 
@@ -69,8 +69,7 @@ def test_the_rfcs_own_proof_is_one() -> None:
     assert jwk_thumbprint(RFC_JWK) == RFC_JKT
     assert token_digest(RFC_TOKEN) == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
     seen = {"htm": "GET", "htu": "https://resource.example.org/protectedresource", "now": 1562262620}
-    got = believed(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **seen)
-    assert got == AcceptedProof("e1j3V_bKic8-LAEB", RFC_JKT, 1562262618, None)
+    assert believed(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **seen) == "e1j3V_bKic8-LAEB"
     assert refused(RFC_PROOF, token=RFC_TOKEN + "x", jkt=RFC_JKT, **seen) == "proof_invalid"
     assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=KEY.kid, **seen) == "proof_invalid"
     assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **{**seen, "now": NOW}) == "proof_invalid"
@@ -81,10 +80,8 @@ def test_a_key_proves_each_request(alg: Any) -> None:
     """What a `ProofKey` makes is believed for its request, and each proof has an id of its own."""
     key = ProofKey(alg)
     proofs = [key.proof("POST", URL + "?a=1#b", token=TOKEN, nonce="n") for _ in range(2)]
-    got = [read_proof(p, htm="POST", htu=URL, token=TOKEN, jkt=key.jkt, now=time.time()) for p in proofs]
-    assert {g.jkt for g in got} == {key.jkt}
-    assert {g.nonce for g in got} == {"n"}
-    assert len({g.jti for g in got}) == 2
+    assert len({read_proof(p, htm="POST", htu=URL, token=TOKEN, jkt=key.jkt, now=time.time()) for p in proofs}) == 2
+    assert {jwt.decode(p, options={"verify_signature": False})["nonce"] for p in proofs} == {"n"}
     assert '"d"' not in json.dumps([jwt.get_unverified_header(p) for p in proofs])
 
 
@@ -97,7 +94,7 @@ def test_a_proof_key_stays() -> None:
             attempt(key)
     for url in ("/payments", "ftp://bank.example", "https://u:p@bank.example/", "https://bank.example/é", ""):
         with pytest.raises(ConfigError):
-            key.proof("GET", url)
+            key.proof("GET", url, token=TOKEN)
 
 
 @pytest.mark.parametrize("claims", [
@@ -107,7 +104,7 @@ def test_a_proof_key_stays() -> None:
     {"htu": "https://bank.example/payments/../payments"}, {"htu": "//bank.example/payments"},
     {"htu": "https://bank.example\\@evil.example/payments"}, {"htu": "https://bank.example/PAYMENTS"},
     {"iat": ...}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True}, {"iat": NOW - 31}, {"iat": NOW + 6},
-    {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"}, {"nonce": 1}, {"nonce": "x" * 513},
+    {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"},
 ], ids=lambda c: ascii(c)[:60])
 def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
     """Another method, URL, token, time, or a claim of another type: refused, although properly signed."""
@@ -116,16 +113,9 @@ def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
 
 def test_a_proof_is_made_with_the_key_that_it_shows() -> None:
     """The public key of a token's holder is no secret: shown under another's signature it proves nothing."""
-    assert believed(made()).jkt == KEY.kid
-    for jkt in (KEY.kid, None):
-        assert refused(made(key=SigningKey.generate()), jkt=jkt) == "proof_invalid"
-        assert refused(made(header={"jwk": PRIVATE}), jkt=jkt) == "proof_invalid"
-
-
-def test_a_proof_without_a_token_is_one_for_a_token_endpoint() -> None:
-    """RFC 9449 §5: no token yet, so no `ath`; and a key that is bound to nothing yet."""
-    assert believed(made({"ath": ...}), token=None, jkt=None).jkt == KEY.kid
-    assert refused(made({"ath": ...}), jkt=None) == "proof_invalid"
+    assert believed(made()) == "p-1"
+    assert refused(made(key=SigningKey.generate())) == "proof_invalid"
+    assert refused(made(header={"jwk": PRIVATE})) == "proof_invalid"
 
 
 def test_what_is_no_url_is_nobodys() -> None:
@@ -163,20 +153,13 @@ def test_a_target_has_one_spelling(url: str, normal: str | None) -> None:
     assert normal_target(url) == normal
 
 
-@pytest.mark.parametrize("algorithms", [("EdDSA",), ("EdDSA", "RS256"), ()])
-def test_a_proof_is_of_an_algorithm_that_is_allowed(algorithms: tuple[str, ...]) -> None:
-    """A good one of another is refused."""
-    assert believed(made(), algorithms=("ES256", *algorithms)).jti == "p-1"
-    assert refused(made(), algorithms=algorithms) == "proof_invalid"
-
-
 def verifier(clock: FrozenClock | None = None, **options: Any) -> ProofVerifier:
     return ProofVerifier(**{"public_url": "https://bank.example", "clock": clock or FrozenClock(), **options})
 
 
-def check(server: ProofVerifier, proof: str, **changes: Any) -> AcceptedProof:
+def check(server: ProofVerifier, proof: str, **changes: Any) -> None:
     asked = {"method": "POST", "path": "/payments", "token": TOKEN, "jkt": KEY.kid, **changes}
-    return server.verify(proof, **asked)
+    server.verify(proof, **asked)
 
 
 def code_of(server: ProofVerifier, proof: str, **changes: Any) -> str:
@@ -190,7 +173,8 @@ def test_a_proof_is_believed_once() -> None:
     clock = FrozenClock()
     server = verifier(clock)
     assert code_of(server, made(), path="/elsewhere") == "proof_invalid"
-    assert check(server, made()).jti == "p-1" and code_of(server, made()) == "proof_replayed"
+    check(server, made())
+    assert code_of(server, made()) == "proof_replayed"
     clock.now += 30
     assert code_of(server, made()) == "proof_replayed"
     clock.now += 1
@@ -204,7 +188,7 @@ def test_a_proof_of_the_future_is_remembered_to_its_last_second() -> None:
     check(server, early)
     clock.now += 35
     assert code_of(server, early) == "proof_replayed"
-    assert check(server, made({"jti": "p-2", "iat": NOW + 5})).jti == "p-2"  # it would be young enough
+    check(server, made({"jti": "p-2", "iat": NOW + 5}))  # it would be young enough
     clock.now += 1
     assert code_of(server, early) == "proof_invalid"
 
@@ -245,7 +229,7 @@ def test_a_full_memory_refuses_new_proofs_not_old_ones() -> None:
     assert code_of(server, of(stranger, "p-3"), jkt=stranger.kid) == "status_unavailable"
     assert code_of(server, made({"jti": "p-0"})) == "proof_replayed"
     clock.now += 36
-    assert check(server, made({"jti": "p-4", "iat": NOW + 36})).jti == "p-4"
+    check(server, made({"jti": "p-4", "iat": NOW + 36}))
 
 
 def of(key: SigningKey, jti: str, **claims: Any) -> str:
@@ -264,13 +248,13 @@ def test_one_holder_can_not_use_up_the_memory_of_the_others() -> None:
     for i in range(2, 50):
         assert code_of(server, made({"jti": f"p-{i}", "iat": NOW + 20})) == "proof_limit"
     assert code_of(server, made({"jti": "p-0"})) == "proof_replayed"
-    assert check(server, of(stranger, "p-2", iat=NOW + 20), jkt=stranger.kid).jti == "p-2"
+    check(server, of(stranger, "p-2", iat=NOW + 20), jkt=stranger.kid)
     clock.now += 16  # its own are too old, the other's is not
-    assert check(server, made({"jti": "p-50", "iat": NOW + 36})).jti == "p-50"
-    assert check(server, of(stranger, "p-3", iat=NOW + 36), jkt=stranger.kid).jti == "p-3"
+    check(server, made({"jti": "p-50", "iat": NOW + 36}))
+    check(server, of(stranger, "p-3", iat=NOW + 36), jkt=stranger.kid)
     assert code_of(server, of(stranger, "p-4", iat=NOW + 36), jkt=stranger.kid) == "proof_limit"
     clock.now += 36
-    assert check(server, made({"jti": "p-51", "iat": NOW + 72})).jti == "p-51"
+    check(server, made({"jti": "p-51", "iat": NOW + 72}))
     assert len(replays._of_key) == len(replays._seen) == 1
     twin = verifier(replays=MemoryReplays(200, max_per_key=200))
     for i in range(200):
@@ -295,30 +279,10 @@ def test_a_failing_memory_refuses() -> None:
     assert code_of(verifier(replays=Broken()), made()) == "status_unavailable"
 
 
-def test_a_nonce_is_the_servers_and_fresh() -> None:
-    """Missing, made up, altered, of another server or too old: `proof_nonce`, and nothing is used up."""
-    clock = FrozenClock()
-    nonces = Nonces(b"s" * 32)
-    server = verifier(clock, nonces=nonces)
-    good = server.nonce()
-    assert good is not None
-    others = [None, "", "x", "A" * 32, good[:-1], good[:-1] + ("B" if good[-1] == "A" else "A"), Nonces().issue(NOW), "\ud800" * 40]
-    for nonce in others:
-        assert code_of(server, made({} if nonce is None else {"nonce": nonce})) == "proof_nonce"
-    assert check(server, made({"nonce": good})).nonce == good
-    assert Nonces(b"s" * 32).accepts(good, NOW)  # another process of the same service
-    clock.now += 300
-    assert code_of(server, made({"jti": "p-2", "nonce": good, "iat": NOW + 300})) == "proof_nonce"
-    assert code_of(server, made({"jti": "p-3", "nonce": nonces.issue(NOW + 400), "iat": NOW + 300})) == "proof_nonce"
-    assert verifier().nonce() is None
-
-
 @pytest.mark.parametrize("make", [
     *(lambda url=url: verifier(public_url=url) for url in (
         "", "/api", "bank.example/api", "https://bank.example/api?x=1", "https://bank.example/api#x", "https://u@bank.example/api",
-    )), lambda: verifier(algorithms=()),
-    lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: MemoryReplays(0),
-    lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
+    )), lambda: MemoryReplays(0), lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
 ])
 def test_settings_can_not_weaken(make: Any) -> None:
     """What would loosen a check is refused at construction."""
