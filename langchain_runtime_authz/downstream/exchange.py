@@ -72,7 +72,6 @@ class TokenExchange(Secret):
         client_assertion: returns a JWT that authenticates the client in place of a secret (RFC 7523 §2.2): a token of
             the workload (`SpiffeIdentity.assertion(url)`, `TokenFileIdentity.token`) or `private_key_jwt`.
         client_assertion_type: `JWT_BEARER`, or `JWT_SPIFFE` for a JWT-SVID if the endpoint requires it.
-        audience: the endpoint's own audience, for which the call's token is minted; by default `url`.
         max_lifetime: seconds. An exchanged token with a longer `expires_in`, or with none, is refused.
         connection: `timeout` (5.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
@@ -85,7 +84,6 @@ class TokenExchange(Secret):
         client_secret: str | None = None,
         client_assertion: Callable[[], str] | None = None,
         client_assertion_type: str = JWT_BEARER,
-        audience: str | None = None,
         max_lifetime: int = MAX_LIFETIME,
         **connection: Unpack[Connection],
     ) -> None:
@@ -95,7 +93,7 @@ class TokenExchange(Secret):
             raise ConfigError("a client has a `client_secret` or a `client_assertion`")
         connection.setdefault("timeout", 5.0)
         self._fetcher = Fetcher(url, **connection)
-        self.audience = audience or url
+        self.audience = url  # for which the call's own token is minted
         self._max_lifetime = max_lifetime
         self._headers: dict[str, str] = {}
         if client_id is not None and client_secret is not None:
@@ -116,9 +114,9 @@ class TokenExchange(Secret):
     ) -> Steps[ExchangedToken]:
         """Exchange the subject's token for a token of a service (RFC 8693 §2.1).
 
-        `resource`: the service's URL, or `audience`: the service's name.
-        Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2), or `exchange_failed`: no
-        answer, or another token than requested. No error quotes a token.
+        `resource`: the service's URL, or `audience`: the service's name. Raises `CredentialError`: `exchange_refused`,
+        with the endpoint's error code (§2.2.2), or `exchange_failed`: no answer, or another token than requested. No
+        error quotes a token.
         """
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
         target = {"resource": resource, "audience": audience, "scope": scope}

@@ -37,6 +37,7 @@ from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
 DISCOVERY: Final = "/.well-known/openid-configuration"  # OpenID Connect Discovery §4
+MAX_AGE: Final = 3600.0  # seconds for which a discovery document is used
 MIN_REFRESH: Final = 1.0  # seconds between two fetches, so that tokens cannot make this process fetch more often
 LOGOUT: Final = "http://schemas.openid.net/event/backchannel-logout"
 EVERY: Final = 1.0  # seconds between two checks of the file of a workload's token
@@ -76,7 +77,6 @@ class OidcVerifier:
         audience: this service, as in `aud` of access tokens.
         client_id: this client, as in `aud` and `azp` of ID tokens.
         algorithms: accepted signature algorithms (RFC 8725 §3.1): any of ES256, EdDSA and RS256.
-        max_age: seconds for which a discovery document is kept.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
 
@@ -88,7 +88,6 @@ class OidcVerifier:
         audience: str | None = None,
         client_id: str | None = None,
         algorithms: tuple[str, ...] = ALGORITHMS,
-        max_age: float = 3600.0,
         **connection: Unpack[Connection],
     ) -> None:
         if not audience and not client_id:
@@ -100,7 +99,7 @@ class OidcVerifier:
         self._keys_at = partial(JwksClient, **connection)
         self._why: str | None = None
         fetcher = Fetcher(self.issuer.rstrip("/") + DISCOVERY, **connection)
-        self._keys = CachedDocument(fetcher, self._discovered, max_age=max_age, min_refresh=MIN_REFRESH)
+        self._keys = CachedDocument(fetcher, self._discovered, max_age=MAX_AGE, min_refresh=MIN_REFRESH)
 
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
         """Return the subject of a token. No error quotes the token.

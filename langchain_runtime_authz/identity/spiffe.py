@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import Keys, usable_keys
 from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws
-from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
+from langchain_runtime_authz.credential.signer import ALGORITHMS
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refusal
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # `spiffe` loads gRPC
     from spiffe.workloadapi.x509_context import X509Context
 
 TYPES: Final = ("", "jwt", "jose")  # JWT-SVID §2.3
+TIMEOUT: Final = 2.0  # seconds for fetching a JWT-SVID
 MAX_PAUSE: Final = 5.0  # seconds between two trials
 # SPIFFE-ID §2: no query, fragment, port, dot segments or empty segments
 _DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
@@ -47,7 +48,6 @@ class SpiffeIdentity(WorkloadIdentity):
         spiffe_id: the id to use, if the Workload API may give several.
         socket: address of the Workload API, like `unix:///run/agent.sock`; by default $SPIFFE_ENDPOINT_SOCKET.
         wait: seconds for which the constructor waits for the first SVID.
-        timeout: seconds for fetching a JWT-SVID.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class SpiffeIdentity(WorkloadIdentity):
         spiffe_id: str | None = None,
         socket: str | None = None,
         wait: float = 5.0,
-        timeout: float = 2.0,
     ) -> None:
         try:
             import spiffe  # noqa: F401  (takes seconds on a slow machine, so not later while a call waits)
@@ -68,7 +67,7 @@ class SpiffeIdentity(WorkloadIdentity):
         self.trust_domain = checked_domain(trust_domain)
         if spiffe_id is not None and trust_domain_of(spiffe_id) != trust_domain:
             raise ConfigError("`spiffe_id` must be a SPIFFE id of the trust domain")
-        self._wanted, self._socket, self._timeout = spiffe_id, socket, timeout
+        self._wanted, self._socket = spiffe_id, socket
         self._client: WorkloadApiClient | None = None
         self._jwt_keys: dict[str, Keys] = {}
         self._x509: X509Context | None = None  # the context whose SVID proves the workload
@@ -88,7 +87,7 @@ class SpiffeIdentity(WorkloadIdentity):
         from spiffe.errors import PySpiffeError
 
         try:
-            svid = client.fetch_jwt_svid({audience}, SpiffeId(own), timeout=self._timeout)
+            svid = client.fetch_jwt_svid({audience}, SpiffeId(own), timeout=TIMEOUT)
         except (PySpiffeError, ValueError) as exc:  # `ValueError`: the channel was closed meanwhile
             raise AuthzError(Code.WORKLOAD_UNPROVEN, type(exc).__name__) from None
         if str(svid.spiffe_id) != own:
@@ -264,7 +263,6 @@ class SvidVerifier:
         audience: this service, as in the token's `aud`.
         keys: returns the keys of a trust domain, or `None` for an unknown one: `SpiffeIdentity.jwt_keys`, or
             `{"bank.example": bundle_keys(document)}.get`.
-        algorithms: accepted signature algorithms: any of ES256, EdDSA and RS256.
     """
 
     def __init__(
@@ -272,19 +270,18 @@ class SvidVerifier:
         *trust_domains: str,
         audience: str,
         keys: Callable[[str], Keys | None],
-        algorithms: tuple[str, ...] = ALGORITHMS,
     ) -> None:
         if not trust_domains or not audience or not callable(keys):
             raise ConfigError("a verifier of SVIDs needs `trust_domains`, an `audience` and `keys`")
         self._domains = frozenset(map(checked_domain, trust_domains))
-        self._audience, self._keys, self._algorithms = audience, keys, checked_algorithms(algorithms)
+        self._audience, self._keys = audience, keys
 
     def verify(self, token: str, *, now: float | None = None) -> Subject:
         """Return the workload that a token proves. No error quotes the token.
 
         Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` without the domain's bundle.
         """
-        jws = parse_jws(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
+        jws = parse_jws(token, typ=None, algorithms=ALGORITHMS, code=Code.IDENTITY_INVALID)
         if typ_of(jws.header) not in TYPES:
             raise refusal(f"expected the header's `typ` JWT, JOSE or none, found {shown_claim(jws.header.get('typ'))}")
         workload = jws.claims.get(claim.SUBJECT)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from langchain_runtime_authz._url import checked_url
-from langchain_runtime_authz.credential.token import CALL_TYPE, GRANT_TYPE
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.resource_server.asgi import send_json
 
@@ -26,7 +25,6 @@ class ResourceMetadata:
         resource: URL of the service: its audience at the authorization servers.
         authorization_servers: issuers whose tokens the service accepts.
         scopes: all scopes that the service uses.
-        own_tokens: True if the service accepts this package's tokens, with their `authorization_details`.
     """
 
     def __init__(
@@ -35,7 +33,6 @@ class ResourceMetadata:
         *,
         authorization_servers: Iterable[str],
         scopes: Iterable[str] = (),
-        own_tokens: bool = False,
     ) -> None:
         parts = urlsplit(checked_url(resource, "resource"))
         servers = [checked_url(server, "authorization_servers") for server in authorization_servers]
@@ -49,7 +46,6 @@ class ResourceMetadata:
             "authorization_servers": servers,
             "bearer_methods_supported": ["header"],
             **({"scopes_supported": list(self.scopes)} if self.scopes else {}),
-            **({"authorization_details_types_supported": [GRANT_TYPE, CALL_TYPE]} if own_tokens else {}),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

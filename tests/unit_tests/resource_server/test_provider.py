@@ -127,14 +127,10 @@ def asked_get(app: Any, path: str) -> httpx.Response:
 
 def test_our_own_server_names_its_metadata_too() -> None:
     """Also for DPoP, and for an app that is protected as a whole."""
-    made = server(metadata=ResourceMetadata(BANK, authorization_servers=[IDP], own_tokens=True)).for_tools("other")
+    made = server(metadata=ResourceMetadata(BANK, authorization_servers=[IDP])).for_tools("other")
     for answer in (asked(app_of(made)), asked(app_of(made), bearer(own_token())), asked(ProtectedApp(app_of(made), made))):
         for each in answer.headers.get_list("www-authenticate"):
             assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource"' in each
-    assert "urn:langchain-runtime-authz:call" in METADATA_OWN["authorization_details_types_supported"]
-
-
-METADATA_OWN = ResourceMetadata(BANK, authorization_servers=[IDP], own_tokens=True).document
 
 
 @pytest.mark.parametrize("options", [
