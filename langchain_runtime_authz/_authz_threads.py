@@ -105,9 +105,6 @@ class Threads:
         """Return this tenant's open questions, sorted by thread, the newest thread first.
 
         The other methods take `Approval.id` as `approval_id`. At most `ledger.base.MAX_ASKED` questions are returned.
-
-        Raises:
-            ConfigError: the ledger cannot list questions.
         """
         return [asked for _, asked in (yield ListAsked(None))]
 

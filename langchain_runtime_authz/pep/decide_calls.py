@@ -33,9 +33,6 @@ from langchain_runtime_authz.pep.outdated_reads import outdated_tools
 from langchain_runtime_authz.pep.request_builder import call_request, wants_more
 from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
-from langchain_runtime_authz.telemetry.logs import get_logger
-
-_log = get_logger(__name__)
 
 _BEGUN: Final[Mapping[CallState, Code]] = {
     "suspended": Code.STALE_EPOCH,
@@ -143,8 +140,10 @@ def _load_facts(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     if anew:
         memory.outputs(run.scope).missed(snapshot.history)
-    if words.digest != snapshot.task.digest:
-        words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared)
+    if words.digest != snapshot.task.digest:  # the task has changed, and these facts depend on its words
+        words = memory.read_words(run.scope, (yield Load(run.scope, Query(log=True))))
+        compared = _compared(run, words, calls)
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     if (unread := memory.unread) and run.scope in unread and wants_more(words, calls):
         yield Block(memory.read_rest, run.scope)
     if words.compiled and not words.recorded:
@@ -236,18 +235,6 @@ def _with_facts(
     return decided
 
 
-def _reread(
-    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: list[_Compared]
-) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
-    """Read the user's words from the ledger, and load counters that depend on them."""
-    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
-    words = run.engine.memory.read_words(run.scope, snapshot)
-    anew = _compared(run, words, calls)
-    if any(counter or deeds for counter, deeds, _, _ in anew):
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew))
-    return words, anew, snapshot
-
-
 def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for counter, _, _, matched in compared:
@@ -304,15 +291,7 @@ def review_key(run: Run, call: Call, epoch: int) -> str:
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
-def _query(
-    run: Run,
-    calls: Sequence[Call],
-    keys: Sequence[str],
-    origin: int,
-    compared: Sequence[_Compared],
-    *,
-    log: bool = False,
-) -> Query:
+def _query(run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: Sequence[_Compared]) -> Query:
     plan_id = calls[0].plan_id
     values: list[str] = []
     deeds: tuple[str, ...] = ()
@@ -333,7 +312,6 @@ def _query(
         plan=(run.agent, plan_id) if plan_id is not None else None,
         calls=tuple(wanted_rows),
         agent=run.agent,
-        log=log,
         values=tuple(dict.fromkeys(values)),
         counters=_counters(compared),
         deeds=deeds,

@@ -30,27 +30,20 @@ class PointCounts(NamedTuple):
 class DecisionCounts:
     """Counts decisions and runs of their targets by enforcement point."""
 
-    __slots__ = ("_counts", "_lock", "dropped")
+    __slots__ = ("_counts", "_lock")
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str, str, str, str], list[int]] = {}  # the fields of an `EnforcementPoint`
         self._lock = forkable_lock()
-        self.dropped = 0  # counts that are lost, because there are `MAX_KEYS` other points
 
     def count(self, run: Any, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
         """Add to the counts of the enforcement point at which `run` is."""
+        key = run.scope.graph, run.agent[-1], kind, name, layer
         with self._lock:
-            counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
-            if counts is None:
-                counts = self._new(key)
-            counts[0] += decided
-            counts[1] += ran
-
-    def _new(self, key: tuple[str, str, str, str, str]) -> list[int]:
-        if len(self._counts) >= MAX_KEYS:
-            self.dropped += 1
-            return [0, 0]
-        return self._counts.setdefault(key, [0, 0])
+            if key in self._counts or len(self._counts) < MAX_KEYS:
+                counts = self._counts.setdefault(key, [0, 0])
+                counts[0] += decided
+                counts[1] += ran
 
     def of(self, root: str) -> Mapping[EnforcementPoint, PointCounts]:
         """Return the counts of a root graph's enforcement points."""

@@ -51,12 +51,10 @@ POLICY_REVISION: Final = "runtime_authz.policy.revision"
 PDP: Final = "runtime_authz.pdp"
 PDP_DECISION_ID: Final = "runtime_authz.pdp.decision.id"
 SUBJECT_TYPE: Final = "runtime_authz.subject.type"
-ACTOR_ID: Final = "runtime_authz.actor.id"
 DELEGATION_DEPTH: Final = "runtime_authz.delegation.depth"
 EPOCH: Final = "runtime_authz.credential.epoch"
 EPOCH_BEFORE: Final = "runtime_authz.credential.epoch.before"
 OBLIGATION_TYPES: Final = "runtime_authz.obligation.types"
-REQUEST_HASH: Final = "runtime_authz.request.hash"
 TASK_TEXT: Final = "runtime_authz.task.text"  # opt-in
 LINK: Final = "runtime_authz.link"  # of a span link: decision | question
 

@@ -11,11 +11,9 @@ it. A span is current only while code of its run is running, never while the con
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 import re
-import secrets
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
@@ -34,8 +32,6 @@ if TYPE_CHECKING:  # names of types only
     from langchain_runtime_authz.ledger.base import Scope
     from langchain_runtime_authz.pep.run import Run
 
-# Equal requests of one process have equal hashes. Nobody can guess a request by its hash without the key.
-_HASH_KEY: Final = secrets.token_bytes(32)
 _MAX_NAME: Final = 128  # a model may make up a tool's name
 _W3C: Final = TraceContextTextMapPropagator()
 _JWT: Final = re.compile(r"(?<![\w-])(?=[\w-]+\.)([\w-]*?)eyJ[\w-]{11,}(?:\.[\w-]*)+", re.ASCII)
@@ -249,9 +245,7 @@ def _describe(
         context = request["context"]
         call = context.get("call") or {}
         asked = {
-            n.REQUEST_HASH: hmac.digest(_HASH_KEY, body, "sha256").hex(),
             n.SUBJECT_TYPE: request["subject"]["type"],
-            n.ACTOR_ID: context["agent"]["id"],
             n.DELEGATION_DEPTH: context["delegation"]["depth"],
             n.EPOCH: context["lease"]["epoch"],
             n.TOOL_CALL_ID: call.get("id"),
