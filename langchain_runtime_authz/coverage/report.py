@@ -12,10 +12,10 @@ parts of an id change only with the version. A `note` is for readers and is not 
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -71,23 +71,24 @@ class Part:
         return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
 
 
-class _Accepted(BaseModel):
+class Accepted(BaseModel):
+    """An accepted row of a baseline."""
+
     id: str
     note: str = ""
 
 
-class _File(BaseModel):
+class Baseline(BaseModel):
+    """The accepted rows of one graph."""
+
     version: Annotated[int, Field(ge=1, le=1)]
     graph: str
-    ungoverned: list[_Accepted]
+    ungoverned: list[Accepted]
 
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """Ids of accepted rows of one graph, each with its note."""
-
-    graph: str
-    accepted: Mapping[str, str]
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The ids of the accepted rows."""
+        return frozenset(row.id for row in self.ungoverned)
 
     @classmethod
     def read(cls, path: str | Path) -> Baseline:
@@ -98,31 +99,28 @@ class Baseline:
             OSError: the file cannot be read.
         """
         try:
-            found = _File.model_validate_json(Path(path).read_bytes(), strict=True)
+            found = cls.model_validate_json(Path(path).read_bytes(), strict=True)
         except ValidationError as exc:
             where = ".".join(map(str, exc.errors()[0]["loc"]))
             msg = f"{path}: `{where}` is missing or wrong" if where else f"{path}: not a JSON object"
             raise ConfigError(msg, Code.BASELINE_INVALID) from exc
-        accepted = {row.id: row.note for row in found.ungoverned}
-        if len(accepted) < len(found.ungoverned):
+        if len(found.accepted) < len(found.ungoverned):
             raise ConfigError(f"{path}: each of `ungoverned` needs an `id` of its own", Code.BASELINE_INVALID)
-        return cls(found.graph, accepted)
+        return found
 
     def write(self, path: str | Path) -> None:
         """Write the file that `read` reads."""
-        rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
-        document = {"version": 1, "graph": self.graph, "ungoverned": rows}
-        Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
         """Return the ids that are not accepted. Raises `ConfigError` for another graph."""
         if graph != self.graph:
             raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
-        return frozenset(ungoverned) - self.accepted.keys()
+        return frozenset(ungoverned) - self.accepted
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
         """Return the accepted ids that are no longer ungoverned, sorted."""
-        return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
+        return tuple(sorted(self.accepted - frozenset(ungoverned)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +183,8 @@ class CoverageReport:
 
     def baseline(self) -> Baseline:
         """Return a baseline that accepts the present ungoverned rows; store it by `write`."""
-        return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
+        rows = sorted(self.ungoverned, key=attrgetter("id"))
+        return Baseline(version=1, graph=self.graph, ungoverned=[Accepted(id=r.id, note=r.note) for r in rows])
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:
         """Raise `ConfigError` that names every row without an enforcement point.

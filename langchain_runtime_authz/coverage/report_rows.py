@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_facts import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
-from langchain_runtime_authz.pep.decision_counts import EnforcementPoint, PointCounts
+from langchain_runtime_authz.pep.decision_counts import PointCounts, Target
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
@@ -296,21 +296,15 @@ def _unpickles(saver: Any) -> str:
     return ""
 
 
-def _with_seen(rows: list[Part], counted: Mapping[EnforcementPoint, PointCounts]) -> list[Part]:
+def _with_seen(rows: list[Part], counted: Mapping[Target, tuple[tuple[str, ...], PointCounts]]) -> list[Part]:
     """Add run-time counts to rows, and a row for each part seen only at run time."""
-    totals: dict[tuple[str, str, str], PointCounts] = {}
-    layers: dict[tuple[str, str, str], set[str]] = {}
-    for gate, one in counted.items():
-        key = (gate.name if gate.kind == "agent" else gate.agent, gate.kind, gate.name)
-        total = totals.get(key, PointCounts())
-        totals[key] = PointCounts(total.decided + one.decided, total.ran + one.ran)
-        layers.setdefault(key, set()).add(gate.layer)
+    totals = {target: total for target, (_, total) in counted.items()}
     known = {(r.graph, r.kind, r.name) for r in rows if r.layers}
     seen = [replace(r, seen=totals.get((r.graph, r.kind, r.name), r.seen)) if r.layers else r for r in rows]
     note = "brought along or made at run time"
     return seen + [
-        Part(kind, name, agent, tuple(sorted(layers[agent, kind, name])), note, AT_RUN_TIME, total)
-        for (agent, kind, name), total in totals.items()
+        Part(kind, name, agent, layers, note, AT_RUN_TIME, total)
+        for (agent, kind, name), (layers, total) in counted.items()
         if (agent, kind, name) not in known
     ]
 

@@ -120,12 +120,11 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
     return action["name"], action["args"]
 
 
-def answers_only_some(questions: Sequence[Approval], value: object) -> bool:
-    """Return True if a resume value decides some of an interrupt's calls, not all."""
+def answers_only_some(questions: Sequence[Approval], answers: Mapping[str, object]) -> bool:
+    """Return True if `answers` (by interrupt id) decide some of an interrupt's calls."""
     groups = Counter(a.interrupt_id for a in questions if a.source != "hitl")
-    named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
-        given = value if named is None else named.get(interrupt_id)
+        given = answers.get(interrupt_id)
         decisions: Any = given.get("decisions") if isinstance(given, Mapping) else given
         some = isinstance(decisions, list | tuple) and 0 < len(decisions) < count
         if some and all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):

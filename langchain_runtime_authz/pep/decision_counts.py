@@ -1,4 +1,4 @@
-"""Count the decisions of one instance by enforcement point, for coverage reports."""
+"""Count the decisions of one instance by their targets, for coverage reports."""
 
 from __future__ import annotations
 
@@ -7,45 +7,44 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz._locks import forkable_lock
 
-MAX_KEYS: Final = 10_000  # counted enforcement points; code may create tools without end
+MAX_KEYS: Final = 10_000  # counted targets; code may create tools without end
 
-
-class EnforcementPoint(NamedTuple):
-    """One enforcement point: its root graph, agent, target and layer."""
-
-    root: str
-    agent: str
-    kind: str
-    name: str
-    layer: str
+Target = tuple[str, str, str]  # agent, kind, name
 
 
 class PointCounts(NamedTuple):
-    """Counts at an enforcement point: decisions, and runs of its target."""
+    """Counts of a target: decisions, and runs."""
 
     decided: int = 0
     ran: int = 0
 
 
 class DecisionCounts:
-    """Counts decisions and runs of their targets by enforcement point."""
+    """Counts decisions and runs of their targets. An agent is a target of its own."""
 
     __slots__ = ("_counts", "_lock")
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, str, str, str], list[int]] = {}  # the fields of an `EnforcementPoint`
+        # (root graph, target) → decisions, runs, names of enforcement points
+        self._counts: dict[tuple[str, Target], list[Any]] = {}
         self._lock = forkable_lock()
 
     def count(self, run: Any, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
-        """Add to the counts of the enforcement point at which `run` is."""
-        key = run.scope.graph, run.agent[-1], kind, name, layer
+        """Add to the counts of a target of `run` at the enforcement point `layer`."""
+        key = run.scope.graph, (name if kind == "agent" else run.agent[-1], kind, name)
         with self._lock:
             if key in self._counts or len(self._counts) < MAX_KEYS:
-                counts = self._counts.setdefault(key, [0, 0])
+                counts = self._counts.setdefault(key, [0, 0, ()])
                 counts[0] += decided
                 counts[1] += ran
+                if layer not in counts[2]:
+                    counts[2] += (layer,)
 
-    def of(self, root: str) -> Mapping[EnforcementPoint, PointCounts]:
-        """Return the counts of a root graph's enforcement points."""
+    def of(self, root: str) -> Mapping[Target, tuple[tuple[str, ...], PointCounts]]:
+        """Return target → its enforcement points and counts, in runs of a root graph."""
         with self._lock:
-            return {EnforcementPoint(*k): PointCounts(*n) for k, n in self._counts.items() if k[0] == root}
+            return {
+                target: (tuple(sorted(layers)), PointCounts(decided, ran))
+                for (graph, target), (decided, ran, layers) in self._counts.items()
+                if graph == root
+            }

@@ -12,7 +12,7 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, _locks
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.base import LASTS, CallRow, InDoubtCall, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -247,21 +247,6 @@ def test_a_resolution_without_an_answer_is_not_called_refused(world: World, monk
     assert len(authz.unknown_calls()) == (not kept)
     with pytest.raises(LedgerError, match=Code.NOT_IN_DOUBT) if kept else nullcontext():
         authz.resolve_call(found.row.key, **said)
-
-
-def test_a_failing_identity_has_its_own_code() -> None:
-    """The ledger is well: whoever is called at night must look at the identity."""
-
-    class Gone:
-        attested, expires_at = True, None
-
-        def agent_id(self, path: tuple[str, ...]) -> str:
-            raise ConnectionError(path)
-
-    authz = RuntimeAuthz(pdp=StaticPDP(True), identity=Gone())  # type: ignore[arg-type]
-    with pytest.raises(AuthzDenied) as denied:
-        authz.session(subject="alice", task="pay")
-    assert denied.value.code == Code.WORKLOAD_UNPROVEN
 
 
 class Bank:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.ledger.base import HumanText, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep import decide_steps
-from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, decide_step, if_alive, kept_permit
+from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, decide_step, enter_node
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.obligations import withheld_tools
 from langchain_runtime_authz.pep.run import Commit, drive
@@ -26,13 +26,6 @@ from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
-
-
-def enter_node(run: Any, name: str = "n", *, lasting: bool = True) -> Any:
-    """What the gate of a tool node does before the node runs, or that of another."""
-    permit, keep = kept_permit(run, "node/enter", name, lasting=lasting)
-    step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
-    return step if permit is None else if_alive(run, permit, step)
 
 
 @tool
@@ -130,7 +123,7 @@ def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revisio
     pdp = StaticPDP(lambda _: {"decision": True, "context": {"obligations": obligations}})
     _, run = entered(pdp)
     pdp.revision = revision
-    for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: enter_node(run)):
+    for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: enter_node(run, "n", lasting=True)):
         pdp.bodies.clear()
         for _ in range(3):
             drive(run.engine, step())
@@ -247,21 +240,7 @@ def test_a_policy_may_keep_a_model_shorter(monkeypatch: pytest.MonkeyPatch) -> N
             assert asked(pdp, lambda: ask(decide_model(run, CALL))) == more
 
 
-def test_a_node_permitted_while_the_policy_changed_is_decided_again() -> None:
-    """The permit is the older policy's; under the newer one nothing was decided yet."""
-
-    def answer(request: EvaluationRequest) -> bool:
-        pdp.revision = "newer" if request.action.name == "node/enter" else pdp.revision
-        return True
-
-    pdp = StaticPDP(answer)
-    _, run = entered(pdp)
-    for _ in range(3):
-        drive(run.engine, enter_node(run))
-    assert [r.action.name for r in pdp.requests].count("node/enter") == 2
-
-
-STEPS: list[Callable[[Any], Any]] = [lambda run: decide_model(run, CALL), enter_node]
+STEPS: list[Callable[[Any], Any]] = [lambda run: decide_model(run, CALL), lambda run: enter_node(run, "n", lasting=True)]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=["model", "node"])
