@@ -129,7 +129,7 @@ def _claims() -> str:
 def _controls() -> str:
     """Return the published controls, each with the rules and the attacks of this project."""
     document = import_module("langchain_runtime_authz.cli.controls").controls_document()
-    lines = ["# Controls", "", f"Each rule stands in `{document['policy']}`. `runtime-authz controls` adds the tests and their results.",
+    lines = ["# Controls", "", f"Each rule stands in `{document['policy']}`. `runtime-authz controls` adds the tests.",
              "A control without a rule is not claimed."]
     for framework in document["frameworks"]:
         lines += ["", f"## {framework['title']}", "", f"Source: <{framework['source']}>. Titles: {framework['titles_from']}.", ""]

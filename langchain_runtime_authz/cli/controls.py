@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final
-
-from typer import Option
+from typing import Any, Final
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Printout
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code
 
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
-_WORST: Final = ("failed", "skipped", "not run", "passed")
 REGO: Final = "rego/runtime_authz.rego"
 OWN_TEST: Final = "tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{}]"
 
 
-def controls(
-    results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
-) -> Printout:
-    """Print controls, the shipped rules that help with each, their tests and results.
+def controls() -> Printout:
+    """Print controls, the shipped rules that help with each, and their tests.
 
-    The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
-    as passed. Exit code 1 if a named test failed.
+    The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF.
 
-    \b
-    Examples:
-      runtime-authz controls
-      pytest --junitxml report.xml; runtime-authz controls --results report.xml --json
+    runtime-authz controls
     """
-    document = controls_document(results)
-    parts = (p for f in document["frameworks"] for c in f["controls"] for p in (*c["attacks"], *c["rules"]))
-    return Printout(document, _text(document), any(p["result"] == "failed" for p in parts))
+    document = controls_document()
+    return Printout(document, _text(document))
 
 
 def rule_lines(policy: str, reason: str, kind: str = "denied|asked") -> list[int]:
@@ -46,52 +35,26 @@ def rule_lines(policy: str, reason: str, kind: str = "denied|asked") -> list[int
     return [number for number, line in enumerate(policy.splitlines(), 1) if re.match(given, line)]
 
 
-def read_results(path: Path) -> dict[str, str]:
-    """Return test → its worst result. A parametrised case counts for its function too."""
-    from xml.etree import ElementTree
-
-    try:
-        root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
-        wrong = "" if root.tag in ("testsuites", "testsuite") else root.tag
-    except (ElementTree.ParseError, LookupError, ValueError) as exc:  # the last two, for an unknown encoding
-        wrong = str(exc)
-    if wrong:
-        raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")
-    found: dict[str, str] = {}
-    for case in root.iter("testcase"):
-        kinds = {child.tag for child in case}
-        result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        node = f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name', '')}"
-        for at in {node, node.partition("[")[0]}:
-            found[at] = min(found.get(at, result), result, key=_WORST.index)
-    return found
-
-
-def _tests(nodes: Iterable[str], seen: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"test": node, "result": seen.get(node, "not run")} for node in nodes]
-
-
-def controls_document(results: Path | None = None) -> dict[str, Any]:
-    """Return what `controls` prints. Raises `ConfigError` for an unreadable report."""
+def controls_document() -> dict[str, Any]:
+    """Return what `controls` prints."""
     mapping: Any = read_yaml(Path(str(POLICIES / "controls.yaml")), Code.CONFIG)
-    seen, frameworks = {} if results is None else read_results(results), []
+    policy, frameworks = (POLICIES / REGO).read_text(encoding="utf-8"), []
     for key, framework in mapping["frameworks"].items():
         listed = []
         for control, title in framework["controls"].items():
-            rules = [_rule(r, seen) for r in mapping["rules"] if control in r[key]]
-            attacks = _tests(framework.get("attacks", {}).get(control, ()), seen)
+            rules = [_rule(policy, rule) for rule in mapping["rules"] if control in rule[key]]
+            attacks = framework.get("attacks", {}).get(control, [])
             listed.append({"id": control, "title": title, "attacks": attacks, "rules": rules})
         told = {name: framework[name] for name in ("title", "source", "titles_from")}
         frameworks.append({"id": key, **told, "controls": listed})
     return {"policy": REGO, "frameworks": frameworks, "crosswalk": mapping["crosswalk"]}
 
 
-def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
+def _rule(policy: str, rule: dict[str, Any]) -> dict[str, Any]:
+    reason = rule["reason"]
     # `OWN_TEST` exists for every rule: a request that no other rule decides.
-    tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
-    worst = min((t["result"] for t in tests), key=_WORST.index)
-    lines = rule_lines((POLICIES / REGO).read_text(encoding="utf-8"), rule["reason"])
-    return {"reason": rule["reason"], "lines": lines, "result": worst, "tests": tests}
+    tests = [OWN_TEST.format(reason), *rule.get("tests", [])]
+    return {"reason": reason, "lines": rule_lines(policy, reason), "tests": tests}
 
 
 def _text(document: dict[str, Any]) -> str:
@@ -100,11 +63,10 @@ def _text(document: dict[str, Any]) -> str:
         lines += [framework["title"], framework["source"], f"titles read from {framework['titles_from']}"]
         for control in framework["controls"]:
             lines.append(f"  {control['id']}  {control['title']}{'' if control['rules'] else ': no rule, not claimed'}")
-            lines += [f"    {t['result']:8} {t['test']}" for t in control["attacks"]]
+            lines += [f"    {test}" for test in control["attacks"]]
             for rule in control["rules"]:
                 at = ", ".join(map(str, rule["lines"]))
-                lines.append(f"    {rule['reason']}  ({document['policy']}:{at})  {rule['result']}")
-                lines += [f"      {t['result']:8} {t['test']}" for t in rule["tests"]]
+                lines += [f"    {rule['reason']}  ({document['policy']}:{at})", *(f"      {t}" for t in rule["tests"])]
         lines.append("")
     crosswalk = (f"  {c['id']} -> {', '.join(c['controls'])}" for c in document["crosswalk"])
     return "\n".join([*lines, "Crosswalk of ids that are in no published list (this project's own):", *crosswalk])

@@ -459,7 +459,7 @@ UNUSABLE: dict[str, bytes | None] = {
 }
 EXAMPLES = Path(__file__).parents[3] / "examples"
 READERS = (
-    "approvals list @", "approvals approve ledger.db id --as bob --key k.pem --approvers @", "controls --results @",
+    "approvals list @", "approvals approve ledger.db id --as bob --key k.pem --approvers @",
     "inspect a_module:graph --profiles @", "inspect a_module:graph --fail-ungoverned --baseline @", "keys list @",
     "ledger status @", "policy build @ -o out.tar.gz", "policy check @", "policy replay @", "policy explain @",
     "profile check @", "replay-trace @ --profiles langchain",
