@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["GROUPS", "RETRY", "AlreadyProtected", "AuditError", "AuthzDenied", "AuthzError", "Code", "ConfigError",
+__all__ = ["RETRY", "AlreadyProtected", "AuditError", "AuthzDenied", "AuthzError", "Code", "ConfigError",
            "CredentialError", "LedgerError", "MappingError", "PDPError", "failure_code", "meaning_and_remedy", "sentence",
            "unreadable", "wrong_field"]  # fmt: skip
 
@@ -186,15 +186,6 @@ class Code(StrEnum):
     UNGOVERNED = "ungoverned", "no enforcement point stands in front of it; follow its note, or accept it in a baseline", "the graph reaches something that no enforcement point covers", "fixed"
     BASELINE_INVALID = "baseline_invalid", "the baseline cannot be used; write it again with `runtime-authz inspect --write-baseline`", "the file is damaged, or of another graph or version", "fixed"
     # fmt: on
-
-
-GROUPS: Final = {  # the first code of a group → its title
-    Code.UNCANONICAL_ARGUMENT: "The step cannot be put into a request",
-    Code.PDP_ERROR: "The engine gave no usable answer",
-    Code.NO_RUN: "Refused by the enforcement point",
-    Code.NO_PERMIT: "Given by the shipped policy",
-    Code.CREDENTIAL_UNAVAILABLE: "Credentials, identity, configuration",
-}
 
 
 def sentence(code: str) -> str:
