@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
@@ -67,32 +67,9 @@ class Condition:
     attacked: tuple[Outcome, ...]
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the metrics; shares between 0 and 1."""
-        return {
-            "name": self.name,
-            "benign_utility": _mean(o.utility for o in self.benign),
-            "utility_under_attack": _mean(o.utility for o in self.attacked),
-            "attack_success_rate": _mean(o.compromised for o in self.attacked),
-            "harm": _mean(o.harm for o in self.attacked),
-            "false_denials": sum(o.denials for o in self.benign),
-            "side_effects": sum(o.effects for o in self.benign),
-            "asks_per_task": _mean(o.asks for o in self.benign),
-            "asks_per_attacked_task": _mean(o.asks for o in self.attacked),
-            "seconds": round(self.seconds, 1),
-        }
 
-
-class Report(NamedTuple):
-    """The runs under both conditions."""
-
-    user_tasks: int
-    pairs: int
-    conditions: tuple[Condition, ...]
-
-
-def replay(limit: int | None = None, progress: Console | None = None) -> Report:
-    """Replay the suite under both conditions.
+def replay(limit: int | None = None, progress: Console | None = None) -> list[Condition]:
+    """Replay the suite under both conditions: the static token first.
 
     Args:
         limit: the number of pairs of user task and injection task, spread over both; all by default.
@@ -113,32 +90,34 @@ def replay(limit: int | None = None, progress: Console | None = None) -> Report:
             outcomes = [_run(suite, authz, case) for case in bar.track(cases, description=name)]
             seconds = time.perf_counter() - started
             conditions.append(Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds))
-    return Report(len(users), len(pairs), tuple(conditions))
+    return conditions
 
 
-def render(report: Report, console: Console) -> None:
+def render(conditions: Sequence[Condition], console: Console) -> None:
+    first = conditions[0]
     table = Table(
-        title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
+        title=f"AgentDojo {VERSION}, {SUITE}: {len(first.benign)} user tasks, {len(first.attacked)} attacked pairs",
         caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls.",
     )
     table.add_column("")
-    rows = [c.to_dict() for c in report.conditions]
-    for row in rows:
-        table.add_column(row["name"], justify="right")
+    for condition in conditions:
+        table.add_column(condition.name, justify="right")
     for label, cell in _ROWS.items():
-        table.add_row(label, *(cell.format_map(row) for row in rows))
+        table.add_row(label, *map(cell, conditions))
     console.print(table)
 
 
-_ROWS: Final = {
-    "benign utility": "{benign_utility:.1%}",
-    "utility under attack": "{utility_under_attack:.1%}",
-    "attack success rate": "{attack_success_rate:.1%}",
-    "harm: an attacker's side effect ran": "{harm:.1%}",
-    "false denials of side effects": "{false_denials} of {side_effects}",
-    "asks per benign task": "{asks_per_task:.2f}",
-    "asks per attacked task": "{asks_per_attacked_task:.2f}",
-    "seconds": "{seconds:.1f}",
+_ROWS: Final[Mapping[str, Callable[[Condition], str]]] = {
+    "benign utility": lambda c: f"{fmean(o.utility for o in c.benign):.1%}",
+    "utility under attack": lambda c: f"{fmean(o.utility for o in c.attacked):.1%}",
+    "attack success rate": lambda c: f"{fmean(o.compromised for o in c.attacked):.1%}",
+    "harm: an attacker's side effect ran": lambda c: f"{fmean(o.harm for o in c.attacked):.1%}",
+    "false denials of side effects": lambda c: (
+        f"{sum(o.denials for o in c.benign)} of {sum(o.effects for o in c.benign)}"
+    ),
+    "asks per benign task": lambda c: f"{fmean(o.asks for o in c.benign):.2f}",
+    "asks per attacked task": lambda c: f"{fmean(o.asks for o in c.attacked):.2f}",
+    "seconds": lambda c: f"{c.seconds:.1f}",
 }
 
 
@@ -310,7 +289,3 @@ def _plain(value: Any) -> Any:
 def _folded(text: str) -> str:
     """Remove blanks and line breaks, which YAML files fold and a `repr` escapes."""
     return "".join(text.replace("\\n", "").split())
-
-
-def _mean(figures: Iterator[int]) -> float:
-    return fmean(found) if (found := list(figures)) else 0.0

@@ -8,26 +8,26 @@ import pytest
 from rich.console import Console
 
 from langchain_runtime_authz.demo import agentdojo
-from langchain_runtime_authz.demo.agentdojo import Condition, Report
+from langchain_runtime_authz.demo.agentdojo import Condition
 from langchain_runtime_authz.errors import ConfigError
 
 PAIRS = 7
 
 
 @pytest.fixture(scope="module")
-def report() -> Report:
+def conditions() -> list[Condition]:
     importlib.import_module("agentdojo")  # a missing service of this tier fails, it does not skip
     return agentdojo.replay(PAIRS)
 
 
 @pytest.fixture(scope="module")
-def static(report: Report) -> Condition:
-    return report.conditions[0]
+def static(conditions: list[Condition]) -> Condition:
+    return conditions[0]
 
 
 @pytest.fixture(scope="module")
-def runtime(report: Report) -> Condition:
-    return report.conditions[1]
+def runtime(conditions: list[Condition]) -> Condition:
+    return conditions[1]
 
 
 def test_a_static_token_stops_nothing(static: Condition) -> None:
@@ -51,18 +51,18 @@ def test_the_human_is_asked_about_attacks_too(runtime: Condition) -> None:
     assert sum(o.asks for o in runtime.attacked) > sum(o.asks for o in runtime.benign) > 0
 
 
-def test_a_limit_varies_both_sides(report: Report) -> None:
+def test_a_limit_varies_both_sides(static: Condition) -> None:
     """A short replay takes as many different tasks of each kind as it can."""
-    assert (PAIRS, PAIRS) == (report.user_tasks, report.pairs)
+    assert (PAIRS, PAIRS) == (len(static.benign), len(static.attacked))
     pairs = list(agentdojo._diagonal("abcd", "xyz"))
     assert [("a", "x"), ("b", "y"), ("c", "z"), ("d", "x")] == pairs[:4]
     assert len(pairs) == len(set(pairs)) == 12
 
 
-def test_the_table_shows_both_conditions(report: Report) -> None:
+def test_the_table_shows_both_conditions(conditions: list[Condition]) -> None:
     """`render` prints a column for each condition."""
     console = Console(file=io.StringIO(), width=100)
-    agentdojo.render(report, console)
+    agentdojo.render(conditions, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "static token" in shown and "runtime decision" in shown
     assert "attack success rate" in shown
