@@ -68,16 +68,14 @@ def load_graph(target: str) -> Graph:
 
     file, _, name = target.partition(":")
     target = _of_server(Path(file), name) if file.endswith(".json") else target
-    found = load_object(target, "my_agent:graph", Pregel | StateGraph)
+    found = load_object(target, "my_agent:graph", Pregel | StateGraph, "graph")
     if isinstance(found, StateGraph):
         with _user_code(f"`{target}` does not compile"):
             found = found.compile()
-    if not isinstance(found, Pregel):
-        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
-    return found
+    return found  # type: ignore[no-any-return]
 
 
-def load_object(target: str, example: str, kind: Any) -> Any:
+def load_object(target: str, example: str, kind: Any, named: str) -> Any:
     """Return the `kind` at `module:path`; if a function is there, return its result."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
@@ -87,7 +85,11 @@ def load_object(target: str, example: str, kind: Any) -> Any:
         if not hasattr(found, step):
             _unknown(name, found, step)
         found = getattr(found, step)
-    return _called(target, found) if not isinstance(found, kind) and callable(found) else found
+    if not isinstance(found, kind) and callable(found):
+        found = _called(target, found)
+    if not isinstance(found, kind):
+        raise ConfigError(f"`{target}` is not a {named} but {type(found).__name__}")
+    return found
 
 
 def _imported(name: str) -> Any:

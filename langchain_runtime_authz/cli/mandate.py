@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import App, Printout, echo
 from langchain_runtime_authz.cli.graph_target import load_graph, load_object, tools_of
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code
 
 if TYPE_CHECKING:
     from datetime import date
@@ -156,9 +156,7 @@ def _planned(
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.pep.run import KnownTools
 
-    model = load_object(target, "my_models:planner", BaseChatModel)
-    if not isinstance(model, BaseChatModel):
-        raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
+    model = load_object(target, "my_models:planner", BaseChatModel, "chat model")
     planner, before = ModelPlanner(model, KnownTools(declared, schemas)), list[TurnBefore]()
     for n, text in enumerate(after):
         found = planner.compile(TurnInContext([text], after[:n], today, before)).mandate

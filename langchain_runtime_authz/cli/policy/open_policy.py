@@ -145,32 +145,34 @@ def misplaced_files(source: Path) -> list[str]:
     """Return a sentence for each misplaced file of a project, which would not be read."""
     if not (source / PROJECT).is_file():
         return []
-    cedar = _yaml(source / PROJECT).get("engine") == "cedar"
-    found = []
+    cedar, found = _yaml(source / PROJECT).get("engine") == "cedar", []
     for file in sorted(source.rglob("*")):
         at = file.relative_to(source)
-        if any(part.startswith(".") for part in at.parts):
-            continue
-        where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
-        if not file.is_file():
-            # Otherwise the file would be ignored: the policy would have the shipped data, or no rules of its own.
-            if not file.exists():
-                found.append(f"{name} is not read; the link leads nowhere")
-            elif where == "." and file.name in _PARTS.values():
-                found.append(f"{name} is not read; it is not a file")
-            continue
-        if file.suffix.lower() == ".cedar" and (where != "cedar" or not cedar):
-            found.append(f"{name} is not read; policies in Cedar belong in cedar/, with `engine: cedar` in {PROJECT}")
-        elif cedar and (file.suffix.lower() == ".rego" or (where, file.name) == (".", DATA)):
-            found.append(f"{name} is not read, because {PROJECT} says `engine: cedar`")
-        elif file.suffix.lower() == ".rego":
-            if file.suffix != ".rego" or where != "rego":
-                found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
-        elif where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
-            found.append(f"{name} is not read; its name is `{_PARTS[file.stem]}`")
-        elif where == "rego" and file.stem == "data":
-            found.append(f"{name} is not read; it belongs next to {PROJECT}, as `{DATA}`")
+        if not any(part.startswith(".") for part in at.parts) and (why := _unread(file, at, cedar=cedar)):
+            found.append(f"`{at.as_posix()}` is not read; {why}")
     return found
+
+
+def _unread(file: Path, at: Path, *, cedar: bool) -> str:
+    """Return why the file at this place is not read; "" if it is, or means nothing."""
+    where, suffix = at.parent.as_posix(), at.suffix.lower()
+    if not file.is_file():
+        # Otherwise it would be ignored: the policy would have the shipped data, or no rules of its own.
+        if not file.exists():
+            return "the link leads nowhere"
+        return "it is not a file" if at.as_posix() in _PARTS.values() else ""
+    if suffix == ".cedar":
+        right = cedar and where == "cedar"
+        return "" if right else f"policies in Cedar belong in cedar/, with `engine: cedar` in {PROJECT}"
+    if cedar and (suffix == ".rego" or at.as_posix() == DATA):
+        return f"{PROJECT} says `engine: cedar`"
+    if suffix == ".rego":
+        right = (where, at.suffix) == ("rego", ".rego")
+        return "" if right else f"rules and their tests belong in rego/, as `rego/{at.stem}.rego`"
+    if where == "rego" and at.stem == "data":
+        return f"it belongs next to {PROJECT}, as `{DATA}`"
+    name = _PARTS.get(at.stem, at.name) if where == "." else at.name
+    return "" if name == at.name else f"its name is `{name}`"
 
 
 def _unevaluated_packages(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
@@ -214,8 +216,8 @@ def _project(path: Path) -> Policy:
         raise policy_error(f"{PROJECT}: `revision` must be a whole number from 1, of at most 15 digits")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
         raise policy_error(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
-    grants = _yaml(path / "grants.yaml", "grants")
-    cases = _yaml(path / "cases.yaml", "cases")
+    grants = _member(path / "grants.yaml", "grants", dict)
+    cases = _member(path / "cases.yaml", "cases", list)
     made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint)
     return replace(
         made,
@@ -223,8 +225,8 @@ def _project(path: Path) -> Policy:
         number=number,
         entrypoint=entrypoint,
         profiles=load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
-        grants=load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
-        cases=load_cases(with_requests(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
+        grants=load_grants(grants, "grants.yaml"),
+        cases=load_cases(with_requests(cases, zone), "cases.yaml"),
         zone=zone,
     )
 
@@ -319,17 +321,16 @@ def _json(path: Path) -> dict[str, Any]:
     return json_object(read_rego(path).encode(), path.name)
 
 
-def _yaml(path: Path, member: str | None = None) -> Any:
-    """Return a YAML file's mapping, or its only member `member` (`{}` without a file)."""
-    if member is not None and not path.is_file():
-        return {}
+def _yaml(path: Path) -> dict[str, Any]:
     document = read_yaml(path, Code.POLICY_INVALID)
     if not isinstance(document, dict):
         raise policy_error(f"`{path.name}` must hold a mapping")
-    if member is None:
-        return document
-    if set(document) != {member} or not isinstance(document[member], dict if member == "grants" else list):
-        raise policy_error(
-            f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`"
-        )
-    return document[member]
+    return document
+
+
+def _member(path: Path, name: str, kind: type) -> Any:
+    """Return the only member of a YAML file, or an empty one without a file."""
+    document = _yaml(path) if path.is_file() else {name: kind()}
+    if set(document) != {name} or not isinstance(document[name], kind):
+        raise policy_error(f"`{path.name}` must hold one {'mapping' if kind is dict else 'list'} named `{name}`")
+    return document[name]

@@ -150,7 +150,7 @@ def test_who_declared_no_orders_is_told_so(run: Run, tmp_path: Path, intent: str
 
 @pytest.mark.parametrize(("target", "error"), [
     ("pay_models", "`pay_models` must be `module:planner`, like `my_models:planner`"),
-    ("pay_models:graph", "`pay_models:graph` is not a chat model but CompiledStateGraph; name one"),
+    ("pay_models:graph", "`pay_models:graph` is not a chat model but CompiledStateGraph"),
     ("pay_models:modl", "`pay_models` has no `modl`; did you mean `model`?"),
 ])
 def test_a_planner_that_cannot_be_used(run: Run, target: str, error: str) -> None:
