@@ -97,7 +97,7 @@ def yaml_flow(value: Any) -> str:
 
 
 class _Group(TyperGroup):
-    """A group of commands, with usage errors like any other error."""
+    """A group of commands. For a command of another group, the error names that group."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _usage():
@@ -106,6 +106,15 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _usage():
             return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        root, name = ctx.find_root(), args[0]
+        if name not in self.commands:
+            groups = {"": root.command, **{f"{path} ": group for path, group in root.command.commands.items()}}
+            named = [path + name for path, group in groups.items() if name in getattr(group, "commands", ())]
+            if named:
+                ctx.fail(f"No such command {name!r}; there is `{root.info_name} {'`, `'.join(named)}`.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands with their whole first sentences, which Click would cut."""

@@ -73,11 +73,17 @@ def _versions() -> Iterator[Line]:
     from packaging.requirements import Requirement
 
     own, wrong, python = distribution("langchain-runtime-authz"), [], sys.version.split()[0]
-    for need in map(Requirement, own.requires or ()):
+    needs = [Requirement(each) for each in own.requires or ()]
+    for need in needs:
         found = _version(need.name)
         if need.marker is None and not (found and need.specifier.contains(found, prereleases=True)):
             wrong.append(f"{need.name} {found or 'is missing'}, wanted {need.specifier}")
-    yield Line("ok", "package", f"{own.version} on Python {python}")
+
+    def installed(extra: str) -> bool:
+        return all(_version(n.name) for n in needs if n.marker and n.marker.evaluate({"extra": extra}))
+
+    extras = ", ".join(filter(installed, own.metadata.get_all("Provides-Extra") or ()))
+    yield Line("ok", "package", f"{own.version} on Python {python}, extras: {extras or 'none'}")
     if wrong:
         yield Line("fail", "dependencies", "; ".join(wrong), "install the package again, with -c constraints.txt")
     else:

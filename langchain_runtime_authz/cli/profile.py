@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import App, Printout, echo
 from langchain_runtime_authz.cli.graph_target import Target, graph_tools
@@ -17,6 +18,8 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from langchain_runtime_authz._order_patterns import Pattern
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords
     from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
@@ -84,6 +87,8 @@ def check(
     does not take; a tool that changed after its review, or is of another package than the profile's; an effect milder
     than the tool's name or annotations say; a test with another outcome. An unusable file is an error (exit code 2).
 
+    A note names tools whose orders fit the same text: calls that such a text orders need an approval.
+
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph
     """
@@ -103,11 +108,12 @@ def check(
     for finding in () if as_json else findings:
         echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
-    for name in () if as_json else idle:
-        echo(f"note: {name}: the graph has no such tool", err=True)
+    notes = [*(f"{name}: the graph has no such tool" for name in idle), *(alike := [*_alike(declared)])]
+    for note in () if as_json else notes:
+        echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{of}: {n}" for of, n in {**counts, "findings": len(findings)}.items())
-    return Printout({**counts, "findings": findings, "idle": idle}, text, bool(findings))
+    return Printout({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
@@ -136,6 +142,30 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
         milder = f"`effect` is {declared.effect}, and the tool's name or annotations say {hinted}"
         found.append(f"{tool.name}: {milder}; {otherwise}")
     return found
+
+
+def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
+    """Yield a note for tools that share an order, optional parts left out: `cancel …`."""
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords
+
+    said: dict[str, set[str]] = {}
+    for tool in (ToolWords(n, p, {}, languages()[0]) for n, p in declared.items() if p.needs_mandate):
+        for form in {form for order, _ in tool.orders for form in _forms(tool, order)}:
+            said.setdefault(form, set()).add(tool.name)
+    for form, names in sorted(said.items()):
+        if len(names) > 1:
+            yield f"{', '.join(sorted(names))}: `{form}` orders each, so it asks unless the user says more"
+
+
+def _forms(tool: ToolWords, order: Pattern) -> list[str]:
+    forms = [""]
+    for item in (item for item in order if not isinstance(item, Options)):
+        argument = tool.arguments.get(name_in(item)) if isinstance(item, str) else None
+        plain = f"({argument.kind})" if argument and argument.kind in {"amount", "when"} else "…" if argument else item
+        said = [plain] if isinstance(plain, str) else [form for way in plain.ways for form in _forms(tool, way)]
+        forms = [f"{form} {more}".strip() for form in forms for more in said][:100]
+    return forms
 
 
 def _doubts(file: Path) -> dict[str, int]:

@@ -143,6 +143,17 @@ def test_an_option_without_its_value(run: Callable[..., Any]) -> None:
     assert _error(result) == "error: config: Option '--otlp' requires an argument"
 
 
+@pytest.mark.parametrize("line", ["explain 296e3f65", "audit replay audit.jsonl", "kill show"])
+def test_a_command_of_another_group_is_named(line: str) -> None:
+    """Every one that has the name, as it is called."""
+    result = cli(*line.split(), prog_name="runtime-authz", env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    named = re.findall(r"`(?:runtime-authz )?([\w -]+)`", result.output)
+    assert named
+    for command in named:
+        assert cli(*command.split(), "--help").exit_code == 0
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:4318", "http://[::1"])
 def test_demo_fails_if_its_traces_arrive_nowhere(run: Callable[..., Any], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")

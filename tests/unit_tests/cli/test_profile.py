@@ -372,6 +372,18 @@ def test_a_file_that_can_not_be_used(run: Callable[..., Any], tmp_path: Path, na
 # --- ready profiles
 
 
+def test_orders_of_two_tools_that_are_alike_are_a_note(run: Callable[..., Any], tmp_path: Path) -> None:
+    tools = {
+        "cancel_visit": {"critical": {"visit": "object"}, "intent": ["(cancel|drop) {visit} [now]"]},
+        "cancel_order": {"critical": {"order": "object"}, "intent": ["cancel"]},
+        "void": {"critical": {"bill": "amount"}, "intent": ["cancel {bill}"]},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"tools": tools}))
+    result = run("check", "p.yaml")
+    assert (result.exit_code, result.stderr.count("note: ")) == (0, 1)
+    assert "cancel_order, cancel_visit: `cancel …` orders each" in result.stderr
+
+
 def test_ready_profiles_by_name_and_beside_ones_own() -> None:
     """A name, or a mapping that overrides it; another text is a path."""
     assert "shell" in RuntimeAuthz(profiles="langchain").profiles.declared
