@@ -20,7 +20,6 @@ from langchain_runtime_authz.telemetry import semconv
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.telemetry.spans import record_decision
 from langchain_runtime_authz.testing.example_request import example_request
-from tests.counted import python_calls
 
 PERMIT = Decision(
     outcome="permit", decision_id="d-1",
@@ -229,21 +228,6 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
         raise ValueError("mine")
     decided(deny("pdp_error", "pdp"))
     assert done == [1] and otel_context.get_current() == before
-
-
-@pytest.mark.parametrize("tracer", [trace.NoOpTracer(), trace.ProxyTracer("x")])
-def test_without_an_sdk_a_call_costs_two_python_calls(monkeypatch: pytest.MonkeyPatch, tracer: trace.Tracer) -> None:
-    """Nothing records, so no span is made, no agent is named and no request is read."""
-    monkeypatch.setattr(telemetry, "_tracer", tracer)
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    before, run = otel_context.get_current(), Run()
-
-    def called() -> None:
-        record_decision(run, PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
-        telemetry.execute_tool_span(run, "pay", "1", "", {})
-
-    assert len(calls := python_calls(called)) <= 2, calls
-    assert otel_context.get_current() is before
 
 
 def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, exporter: InMemorySpanExporter) -> None:
