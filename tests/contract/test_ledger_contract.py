@@ -1,23 +1,18 @@
 """The ledger contract, kept by the ledgers that need no service."""
 
-import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import LASTS, Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
+from langchain_runtime_authz.ledger.base import LASTS, Lease, Ledger, Query, Scope
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ResolveCall
 from langchain_runtime_authz.ledger.changes import (
     AdvanceEpoch,
     EndLease,
     OpenThread,
-    RecordStep,
-    RecordValues,
     Reinstate,
     Revoke,
     TakeLease,
@@ -127,28 +122,3 @@ def test_a_ledger_keeps_at_least_one_thread(number: int) -> None:
     """Else it would keep nothing at all."""
     with pytest.raises(ConfigError):
         MemoryLedger(max_threads=number)
-
-
-def test_a_permitted_call_is_cheap_in_memory() -> None:
-    """Its load, its claim and its end: at most 30 Python calls and 60 calls of C functions."""
-    ledger, calls = MemoryLedger(), Counter[str]()
-    living(ledger, "t")
-    guard, where, agent = Guard("jti-t", 1), scope("t"), ("root",)
-
-    def step(key: str) -> None:
-        query = Query(jti="jti-t", plan=(agent, "m"), calls=(key,), agent=agent, values=("v",), counters=("same",))
-        claim = [ClaimCall(key, "jti-t", repeatable=False, tokens=(key,)), SpendBudget("same", 9), RecordStep("pay", "pay")]
-        values = RecordValues((SeenValue(key, "system", True, False, "pay"),))
-        end = [ConcludeCall(key, "done", "1"), RecordStep(data_class="internal"), values]
-        calls.clear()
-        sys.setprofile(lambda _, event, __: calls.update([event]) if event in ("call", "c_call") else None)
-        try:
-            ledger.load(where, query)
-            ledger.commit(where, guard, claim)
-            ledger.commit(where, None, end)
-        finally:
-            sys.setprofile(None)
-
-    for key in "abc":
-        step(key)
-    assert calls["call"] <= 30 and calls["c_call"] <= 60

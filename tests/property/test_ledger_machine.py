@@ -102,12 +102,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.clock.tick(seconds)
 
-    @rule(stale=st.booleans(), keep=st.sets(st.sampled_from(["k1", "k2", "k3"])))
-    def correct(self, stale: bool, keep: set[str]) -> None:
+    @rule(off=st.sampled_from([0, 0, -1, 1]), keep=st.sets(st.sampled_from(["k1", "k2", "k3"])))
+    def correct(self, off: int, keep: set[str]) -> None:
         text = HumanText(f"d{self.count}", f"t{self.count}")
         self.count += 1
-        if stale:
-            self.commit(Code.STALE_EPOCH, of_threads.AdvanceEpoch(self.epoch - 1, (text,)))
+        if off:
+            self.commit(Code.STALE_EPOCH, of_threads.AdvanceEpoch(self.epoch + off, (text,)))
             return
         done = self.commit(None, of_threads.AdvanceEpoch(self.epoch, (text,), keep=tuple(keep)))
         assert isinstance(done, Committed)
@@ -122,23 +122,23 @@ class LedgerMachine(RuleBasedStateMachine):
             elif held[0] in ("asked", "approved"):
                 del self.approvals[key]
 
-    @rule(target=leases, agent=agents.filter(bool), old=st.booleans())
-    def take_root_lease(self, agent: tuple[str, ...], old: bool) -> str:
-        return self.take(agent, None, old)
+    @rule(target=leases, agent=agents.filter(bool), off=st.sampled_from([0, 0, -1, 1]))
+    def take_root_lease(self, agent: tuple[str, ...], off: int) -> str:
+        return self.take(agent, None, off)
 
     @rule(target=leases, agent=agents.filter(bool), parent=leases)
     def take_child_lease(self, agent: tuple[str, ...], parent: str) -> str:
-        return self.take(agent, parent, False)
+        return self.take(agent, parent, 0)
 
-    def take(self, agent: tuple[str, ...], parent: str | None, old: bool) -> str:
+    def take(self, agent: tuple[str, ...], parent: str | None, off: int) -> str:
         self.count += 1
         jti = f"jti-{self.count}"
         now = int(self.clock())
-        epoch = self.epoch - old
+        epoch = self.epoch + off
         expected = None
         if self.is_revoked(agent):
             expected = Code.REVOKED
-        elif old:
+        elif off:
             expected = Code.STALE_EPOCH
         elif parent is not None and self.rows[parent][3] != "live":
             expected = Code.LEASE_ENDED
@@ -210,7 +210,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(key=keys, by=st.integers(1, BUDGET))
     def release(self, key: str, by: int) -> None:
         """Of any call, also one that ran or never was."""
-        self.commit(None, of_calls.ReleaseCall(key, (("pay", by),)))
+        self.commit(None, of_calls.ReleaseCall(key, (("pay", by),), key))
         row = self.calls.get(key)
         if row is None or row[0] not in ("claimed", "unknown"):
             return
