@@ -282,19 +282,6 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
     assert ran == [PAID, PAID] and evil == []
 
 
-def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) -> None:
-    """The verdict of a gate is on the tool under the name that it had."""
-    authz = authz_with(rules_that_permit())
-    def wrap(request: Any, handler: Any) -> Any:
-        request.tool.name = "other"
-        return handler(request)
-
-    graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
-    state = told(authz, graph, human())
-    assert ran == [] and answer_to(state["messages"], "call-pay").status == "error"
-    assert reasons(authz, "other") == ["plan_changed"]
-
-
 def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:
     """`Tool` takes one text."""
     authz = authz_with(pdp, profiles=BARE)
@@ -319,15 +306,6 @@ def test_credentials_and_leaks_by_hand() -> None:
     with authz.run(subject="alice"):
         out = guarded.func("bob")
     assert tokens and tokens[0] not in out
-
-
-def test_the_original_function_is_out_of_reach_of_the_guard(ran: Any) -> None:
-    """`__wrapped__` is the process's own way round: stated, not hidden."""
-    authz = authz_with(deny_only("pay"))
-    pay: Any = authz.guard(payer(ran, args_schema=None))
-    with authz.run(subject="alice"):
-        pay.func.__wrapped__(**ARGS)
-    assert ran == [PAID]
 
 
 @pytest.mark.parametrize("guarded", [True, False])

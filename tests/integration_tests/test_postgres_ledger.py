@@ -444,16 +444,6 @@ def paying(made: PostgresLedger, **options: Any) -> Iterator[Callable[[], str]]:
         yield lambda: session.decide("pay", {"n": next(numbers)}).reason
 
 
-def test_a_thread_that_somebody_holds_denies_in_time(dsn: str, own: str) -> None:
-    """Until it is free: then the run goes on."""
-    with PostgresLedger(dsn, schema=own, timeout=2) as made, paying(made) as pay:
-        assert pay() == ""
-        with psycopg.connect(dsn) as conn:
-            conn.execute(sql.SQL("SELECT 1 FROM {}.thread FOR UPDATE").format(sql.Identifier(own)))
-            assert pay() == Code.LEDGER_TIMEOUT
-        assert pay() == ""
-
-
 def test_a_full_disk_denies(dsn: str, own: str) -> None:
     """As the server says it (53100); nothing is half written, and with room again the run goes on."""
     full = "BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END"
@@ -507,16 +497,6 @@ def test_a_pool_of_the_callers_stays_the_callers(dsn: str, schema: str) -> None:
             assert conn.execute("SELECT current_user, current_setting('search_path')").fetchone() == (
                 "postgres", '"$user", public',
             )
-
-
-def test_a_login_role_needs_only_to_be_a_member(dsn: str, own: str) -> None:
-    """Nothing of its own on the tables."""
-    where = scope()
-    with login(dsn) as name, PostgresLedger(f"{dsn} user={name}", schema=own) as made:
-        lease = Lease("j", "run", ("root",), 1, 0, 2_000_000_000)
-        made.commit(where, None, [OpenThread("user:alice"), TakeLease(lease)])
-        assert isinstance(made.commit(where, Guard("j", 1), [RecordStep()]), Committed)
-        assert made.status(where.tenant, "j") == "live"
 
 
 @pytest.mark.parametrize(("before", "after"), [("off", "on"), ("local", "local")])

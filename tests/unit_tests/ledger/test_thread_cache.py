@@ -38,15 +38,6 @@ def ledger(tmp_path: Path, clock: FrozenClock) -> Iterator[SqliteLedger]:
         yield made
 
 
-def test_a_known_thread_is_not_read(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commit is one statement, and a load brings none of its rows."""
-    monkeypatch.setattr(ledger, "_read_rows", None)
-    assert isinstance(ledger.commit(SCOPE, Guard("jti", 1), [SpendBudget("counter", 5), RecordStep()]), Committed)
-    monkeypatch.undo()
-    monkeypatch.setattr(ledger._cached["acme", next(iter(ledger._cached))[1]].thread, "subject", "user:remembered")
-    assert ledger.load(SCOPE, Query()).subject == "user:remembered"
-
-
 def test_doubts_are_read_again_only_if_somebody_committed(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim takes those that its load read, unless another commit of the tenant may have added one."""
     about = {"args_digest": "d", "process": "p1", "entry": "e1"}
@@ -118,17 +109,6 @@ def test_a_long_thread_is_read_as_before(ledger: SqliteLedger, monkeypatch: pyte
     assert not ledger._cached
     assert ledger.commit(SCOPE, Guard("jti", 1), [SpendBudget("c0", 1)]) == Conflict(Code.BUDGET_EXHAUSTED)
     assert ledger.load(SCOPE, Query(counters=("c1",))).counters == {"c1": 1}
-
-
-def test_commits_of_this_instance_alone_keep_all_threads_known(ledger: SqliteLedger) -> None:
-    """One of another instance does not: the file has one journal for all threads of a tenant."""
-    other = Scope("acme", "issuer", "graph", "another")
-    ledger.commit(other, None, [OpenThread("user:bob")])
-    assert all(ledger._cached_thread(*place)[0] for place in ledger._cached)
-    with SqliteLedger(ledger.path, clock=ledger._clock or FrozenClock()) as theirs:
-        theirs.commit(other, None, [RecordStep()])
-    assert ledger.load(other, Query()).history.steps == 1
-    assert not any(ledger._cached_thread(*place)[0] for place in ledger._cached)
 
 
 def test_a_fork_while_another_thread_looks_something_up_goes_on(ledger: SqliteLedger) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, _locks
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import LASTS, CallRow, InDoubtCall, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -79,25 +79,6 @@ def test_the_same_deed_asks_and_says_why(world: World, lapsed: int, thread: str,
     assert ("(thread t)" in said) == (thread != "t") and session.approve(decision).permit
 
 
-@pytest.mark.parametrize("world", ["sqlite"], indirect=True)
-def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idempotent one too: others must see it, or wait for it."""
-    seen, needs = [], ClaimCall.needs
-
-    def noted(self: ClaimCall, n: Any) -> None:
-        needs(self, n)
-        seen.append((len(n.locks), len(n.deeds)))
-
-    monkeypatch.setattr(ClaimCall, "needs", noted)
-    permits = StaticPDP(permit=True)
-    world.die(pdp=permits)
-    session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
-    world.clock.tick(LAPSED)
-    assert session.approve(session.decide("send_money", PAY)).permit
-    assert session.decide("put", {"recipient": "DE21"}).permit
-    assert seen == [(1, 2), (1, 2), (1, 0)]  # a call on several targets stands under a name of its own
-
-
 @pytest.mark.parametrize(("subject", "tool", "args", "later"), [
     ("bob", "send_money", PAY, LAPSED), ("alice", "send_money", {**PAY, "recipient": "DE22"}, LAPSED),
     ("alice", "send_money", PAY, LASTS),
@@ -128,21 +109,6 @@ def lost(kind: str) -> BaseException:
 ])
 def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) -> None:
     assert calls_in_doubt.state_of(error) == state
-
-
-@pytest.mark.parametrize("same_task", [True, False])
-def test_after_a_failure_the_same_deed_asks(world: World, same_task: bool) -> None:
-    """It may have happened before it failed; a retry may have dropped the error, so that no model was told."""
-    permits = StaticPDP(permit=True)
-    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="t")
-    assert session.decide("send_money", PAY).permit
-    session.observe("send_money", PAY, None, error=KeyError("id"))
-    assert world.worker().unknown_calls() == []  # somebody was told
-    if not same_task:
-        session = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other")
-    decision = session.decide("send_money", {**PAY, "amount": 45.5})
-    assert decision.outcome == "approval_required"
-    assert "failed, perhaps after it had happened" in "\n".join(session.evidence(decision))
 
 
 def test_a_failure_leaves_the_calls_of_its_message_alone() -> None:
@@ -290,12 +256,6 @@ def test_the_service_is_asked(world: World, answer: Any, method: str, form: str)
     settled = answer is False
     assert decision.outcome == ("permit" if settled else "approval_required")
     assert len(authz.unknown_calls()) == (0 if settled else 1)
-
-
-def test_on_unknown_is_checked() -> None:
-    """It is called with the doubt, so it must be callable."""
-    with pytest.raises(ConfigError, match="on_unknown"):
-        RuntimeAuthz(on_unknown="bank")  # type: ignore[arg-type]
 
 
 def test_a_released_repetition_leaves_the_first_doubt(world: World) -> None:

@@ -82,6 +82,15 @@ class BrokenSink:
         self.records.append(record)
 
 
+class BrokenIdentity:
+    """An identity that fails when it is asked."""
+
+    attested, expires_at = True, None
+
+    def agent_id(self, path: tuple[str, ...]) -> str:
+        raise ConnectionError(path)
+
+
 def authz_with(pdp: StaticPDP | None = None, **parts: Any) -> RuntimeAuthz:
     return RuntimeAuthz(pdp=pdp or StaticPDP(True), profiles=PROFILES, **parts)
 
@@ -516,7 +525,8 @@ def test_a_delegation_that_can_not_be_recorded_is_none() -> None:
     ({"ledger": BrokenLedger(lambda verb, _: verb == "load")}, Code.LEDGER_UNAVAILABLE),
     ({"ledger": BrokenLedger(lambda verb, _: verb == "commit")}, Code.LEDGER_UNAVAILABLE),
     ({"audit": BrokenSink(lambda r: r["kind"] == "decision")}, Code.AUDIT_UNAVAILABLE),
-], ids=["pdp", "load", "commit", "audit"])
+    ({"identity": BrokenIdentity()}, Code.WORKLOAD_UNPROVEN),
+], ids=["pdp", "load", "commit", "audit", "identity"])
 def test_a_part_that_fails_lets_no_session_start(part: dict[str, Any], code: Code) -> None:
     """`AuthzDenied` with its code, whose text says nothing of the store."""
     with pytest.raises(AuthzDenied) as caught:
@@ -665,7 +675,7 @@ def test_sync_and_async_agree() -> None:
 
 @pytest.mark.parametrize("part", [
     {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
-    {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
+    {"approvers": {}}, {"planner": "gpt"}, {"on_unknown": "bank"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
     {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"pdp": "opa"}, {"task_sources": ("messages",)},
 ], ids=str)
 def test_a_part_of_another_kind_is_refused_where_it_is_given(part: dict[str, Any]) -> None:
