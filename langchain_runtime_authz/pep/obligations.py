@@ -163,9 +163,8 @@ def is_keepable(permit: Decision, revision: str) -> bool:
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
     """Return the names of fields to redact. A dotted path adds its last name."""
-    names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
-    found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
-    return frozenset(found).union(f.rpartition(".")[2] for f in found)
+    found = [name for o in obligations if o.type == "redact" for name in o.properties["fields"]]
+    return frozenset(found).union(name.rpartition(".")[2] for name in found)
 
 
 def withheld_tools(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
