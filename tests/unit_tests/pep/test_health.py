@@ -145,20 +145,29 @@ class Failing(MemoryLedger):
         raise LedgerError(Code.LEDGER_TIMEOUT, "locked")
 
 
-def test_a_failure_is_one_line_with_ids_and_few_of_them(caplog: pytest.LogCaptureFixture) -> None:
-    """Thread, run, decision and code are in it; the sixth of a minute is left out."""
+@pytest.mark.parametrize(("fails", "what"), [("decide", "ledger failed"), ("observe", "the end of a call was not recorded")])
+def test_failures_are_few_lines_with_ids(
+    fails: str, what: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is counted. Thread, run, decision and code are in a line; the sixth of a minute is left out."""
+    counted: list[str] = []
+    monkeypatch.setattr(run, "count_metric", lambda what, about=None, by=1: counted.append(what))
     ledger = MemoryLedger()
-    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", sink="external")})
-    session = authz.session(subject="alice", task="Pay", thread="t1")
-    ledger.__class__ = Failing
+    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")})
+    session = authz.session(subject="alice", task="Look", thread="t1")
     with caplog.at_level(logging.ERROR):
-        decisions = [session.decide("pay", {"n": n}) for n in range(9)]
-    lines = [r for r in caplog.records if "ledger_timeout" in r.getMessage() and r.levelno == logging.ERROR]
-    assert len(lines) == 5
+        if fails == "decide":
+            ledger.__class__ = Failing
+        decisions = [session.decide("look", {"n": n}) for n in range(9)]
+        ledger.__class__ = Failing
+        for n in range(9) if fails == "observe" else ():
+            session.observe("look", {"n": n}, "seen")
+    lines = [r for r in caplog.records if f"{what}: ledger_timeout" in r.getMessage()]
+    assert len(lines) == 5 and counted.count("errors") == 9
     for record, decision in zip(lines, decisions, strict=False):
-        assert decision.reason == Code.LEDGER_TIMEOUT
         assert decision.decision_id in record.getMessage() and "thread 't1'" in record.getMessage()
         assert (record.thread_id, record.decision_id) == ("t1", decision.decision_id)  # type: ignore[attr-defined]
+        assert record.run_id  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("why", ["locked", "full"])
@@ -231,25 +240,6 @@ def test_an_identity_that_hangs_is_not_proven(monkeypatch: pytest.MonkeyPatch, h
     assert [authz.health().parts for _ in range(3)] == [{**UP, "credentials": Code.WORKLOAD_UNPROVEN}] * 3
     assert len(asked) == 1
     free.set()
-
-
-def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is counted as a failure; a line has code, run and thread."""
-    counted: list[str] = []
-    monkeypatch.setattr(run, "count_metric", lambda what, about=None, by=1: counted.append(what))
-    ledger = MemoryLedger()
-    authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")})
-    session = authz.session(subject="alice", task="Look", thread="t1")
-    for n in range(9):
-        assert session.decide("look", {"n": n}).permit
-    ledger.__class__ = Failing
-    with caplog.at_level(logging.ERROR):
-        for n in range(9):
-            session.observe("look", {"n": n}, "seen")
-    assert counted.count("errors") == 9
-    lines = [r for r in caplog.records if "the end of a call was not recorded: ledger_timeout" in r.getMessage()]
-    assert len(lines) == 5
-    assert {(r.thread_id, bool(r.run_id), bool(r.decision_id)) for r in lines} == {("t1", True, True)}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("escaped", [True, False])

@@ -40,8 +40,11 @@ def raising(question: dict[str, Any]) -> Any:
     raise RuntimeError("the screen is off")
 
 
-def played(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[str], Any, RuntimeAuthz]:
-    """Two calls of one message, in one process and without a checkpointer; who was paid, and the state."""
+BILLS = {"messages": [("user", "See to the bills")]}
+
+
+def agent(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[str], Any, RuntimeAuthz]:
+    """An agent that makes two calls in one message; who was paid, and the graph."""
     paid: list[str] = []
 
     @profile(effect="pay", sink="external", critical={"recipient": "principal"}, intent=("pay",))
@@ -54,11 +57,15 @@ def played(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[st
     calls = [{"name": "send_money", "args": {"recipient": name}, "id": name} for name in ("Bob", "Eve")]
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=calls), AIMessage("done")])
     authz = RuntimeAuthz(on_ask=on_ask, **options)
-    graph = authz.protect(create_agent(model, [send_money], checkpointer=InMemorySaver() if saver else None))
+    return paid, authz.protect(create_agent(model, [send_money], checkpointer=InMemorySaver() if saver else None)), authz
+
+
+def played(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[str], Any, RuntimeAuthz]:
+    """The two calls in one process; who was paid, and the state."""
+    paid, graph, authz = agent(on_ask, saver=saver, **options)
     config: Any = {"configurable": {"thread_id": "1"}} if saver else {}
     with authz.run(subject="alice"):
-        out = graph.invoke({"messages": [("user", "See to the bills")]}, config)
-    return paid, out, authz
+        return paid, graph.invoke(BILLS, config), authz
 
 
 @pytest.mark.parametrize("saver", [False, True])
@@ -103,26 +110,17 @@ async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any, caplog: pytest.
     """A plain function does not block the event loop."""
     seen: list[Any] = []
 
-    @profile(effect="pay", sink="external", critical={"recipient": "principal"}, intent=("pay",))
-    @tool
-    def send_money(recipient: str) -> str:
-        """Send money."""
-        return "sent"
-
-    call = {"name": "send_money", "args": {"recipient": "Eve"}, "id": "c"}
-    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
-
     def spying(question: dict[str, Any]) -> Any:
         seen.append(current_run())
         question["action_requests"][0]["args"]["recipient"] = "Mallory"  # its copy
         return on_ask(question)
 
-    authz = RuntimeAuthz(on_ask=spying)
-    graph = authz.protect(create_agent(model, [send_money]))
+    paid, graph, authz = agent(spying)
     async with authz.run(subject="alice"):
-        out = await graph.ainvoke({"messages": [("user", "See to the bills")]})
-    assert ("sent" in [m.text for m in out["messages"]]) is (on_ask is not raising) is ("`on_ask` failed" not in caplog.text)
-    assert seen == [None], "it runs outside the graph"
+        await graph.ainvoke(BILLS)
+    assert sorted(paid) == ([] if on_ask is raising else ["Bob", "Eve"])
+    assert ("`on_ask` failed" in caplog.text) is (on_ask is raising)
+    assert set(seen) == {None}, "it runs outside the graph"
 
 
 @pytest.mark.parametrize(("typed", "kind"), [("y", "approve"), ("YES", "approve"), ("", "reject"), ("n", "reject"), (None, "reject")])
