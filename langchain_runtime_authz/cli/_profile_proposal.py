@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_runtime_authz.cli._app import yaml_flow, yaml_scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
-from langchain_runtime_authz.langgraph.tool_facts import digest_of
+from langchain_runtime_authz.langgraph.tool_facts import arguments_of, digest_of
 from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, UNPROFILED, Effect, raise_by_hints
 
@@ -62,7 +61,7 @@ class Proposal:
 
 def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
     """Guess a tool's profile from its declaration. `tools`: all tools of its graph."""
-    paths = dict(_paths(_schema(tool).get("properties", {}), set(injected_names(tool))))
+    paths = dict(_paths(arguments_of(tool), injected_names(tool)))
     words = _named(tool.name)
     kinds = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
     effect, why_effect = max(_effects(tool, words, kinds), key=lambda e: EFFECTS.index(e[0]))
@@ -137,7 +136,7 @@ def _effects(tool: BaseTool, words: list[str], kinds: Mapping[str, str]) -> Iter
 
 def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: Effect) -> Iterator[GuessDoubt]:
     said, hints = _verb(tool.description), tool.metadata or {}
-    schemas = _schema(tool).get("properties", {})
+    schemas = arguments_of(tool)
     more = _PARTICLES.intersection(words[1:2]) or {"and", "or"}.intersection(words) or said in _VERBS - _READS
     more = more or any(_words(n)[0] in _VERBS - _READS for n, s in schemas.items() if _types(s) == {"boolean"})
     more = more or "text" in kinds.values() or any(_QUANTITY.intersection(_last(p)) for p in kinds)
@@ -187,25 +186,17 @@ def _orders(words: list[str]) -> tuple[list[str], list[str]]:
     return [w + particle for w in dict.fromkeys([verb, *said])], nouns
 
 
-def _schema(tool: BaseTool) -> Mapping[str, Any]:
-    try:
-        found: Any = convert_to_openai_tool(tool)["function"].get("parameters")
-    except (ValueError, TypeError, KeyError):  # it has no schema, or its schema has no JSON form
-        found = None
-    return found if isinstance(found, Mapping) else {}
-
-
-def _paths(properties: object, left_out: set[str], before: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    if not isinstance(properties, Mapping) or depth > MAX_DEPTH:
-        return
-    for name, schema in properties.items():
+def _paths(
+    properties: Mapping[str, Any], left_out: Collection[str] = (), before: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    for name, schema in properties.items() if depth <= MAX_DEPTH else ():
         if name in left_out or not isinstance(schema, Mapping):
             continue
         inner = next((s for s in _alternatives(schema) if isinstance(s.get("properties"), Mapping)), None)
         if inner is None:
             yield before + name, schema
         else:
-            yield from _paths(inner["properties"], set(), f"{before}{name}.", depth + 1)
+            yield from _paths(inner["properties"], (), f"{before}{name}.", depth + 1)
 
 
 def _alternatives(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
