@@ -22,7 +22,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pap.bundle import pack, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel
+from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, example_request
 from tests.bundles import Key
 from tests.cli import cli
 from tests.integration_tests.services import SHIPPED, opa_binary
@@ -232,46 +232,40 @@ def test_what_opa_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     assert len(failed.stderr.splitlines()) == 1
 
 
+def own_bundle(path: Path, answer: str) -> Path:
+    """Let OPA build a policy that has nothing of the shipped one."""
+    (path / "source").mkdir()
+    (path / "source" / "mine.rego").write_text(f"package mine\n\nanswer := {answer}\n")
+    options = ("--target", "wasm", "--entrypoint", "mine/answer", "--revision", "3", "--output", path / "b.tar.gz")
+    opa("build", *options, "--bundle", path / "source")
+    return path / "b.tar.gz"
+
+
 def test_a_policy_that_permits_nothing_being_asked_is_refused(tmp_path: Path) -> None:
-    """Its cases may be as expected: it fails open, and is neither built nor followed."""
-    (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
-    (tmp_path / "rego").mkdir()
-    (tmp_path / "rego" / "mine.rego").write_text('package mine\n\nanswer := {"decision": true, "context": {}}\n')
-    failed = cli("policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz"))
-    assert failed.exit_code == 2 and "permits an empty request" in failed.stderr
-    (tmp_path / "b.tar.gz").write_bytes(pack(bundle_files(open_policy(tmp_path), 3)))
+    """It fails open, and is not followed."""
     with pytest.raises(ConfigError, match="permits an empty request"):
-        ReloadingPDP(tmp_path / "b.tar.gz")
+        ReloadingPDP(own_bundle(tmp_path, '{"decision": true, "context": {}}'))
 
 
 def test_a_policy_wholly_of_ones_own(tmp_path: Path) -> None:
-    """`shipped: false` with an entrypoint: nothing of the shipped policy is in the bundle."""
-    (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
-    (tmp_path / "cases.yaml").write_text("cases: [{expect: permit}, {expect: deny, request: {subject.id: eve}}]\n")
-    (tmp_path / "rego").mkdir()
-    (tmp_path / "rego" / "mine.rego").write_text(
-        'package mine\n\nanswer := {"decision": input.subject.id == "alice", "context": {}}\n',
-    )
-    policy("test", tmp_path)
-    policy("build", tmp_path, "-o", tmp_path / "b.tar.gz")
-    pdp = ReloadingPDP(tmp_path / "b.tar.gz", poll=3600)
+    """Its manifest names the entrypoint."""
+    pdp = ReloadingPDP(own_bundle(tmp_path, '{"decision": input.subject.id == "alice", "context": {}}'), poll=3600)
     try:
-        (case, _) = open_policy(tmp_path / "b.tar.gz").cases
-        decision = pdp.evaluate(case.request.to_json())
-        assert (decision.permit, decision.policy_revision) == (True, pdp.revision)
         assert pdp.revision.startswith("3@")
+        for subject in ("alice", "eve"):
+            decision = pdp.evaluate(example_request({"subject.id": subject}).to_json())
+            assert (decision.permit, decision.policy_revision) == (subject == "alice", pdp.revision)
     finally:
         pdp.close()
 
 
 def test_a_trace_is_decided_by_rego_of_a_project(tmp_path: Path) -> None:
-    """`replay-trace --policy PROJECT` compiles the Rego: the shipped source says what the shipped Wasm says, an edit counts."""
+    """`replay-trace --policy PROJECT` compiles the Rego: with a rule that never holds it says what the shipped Wasm says, an edit counts."""
     examples = EXAMPLES.parent
     trace = ["replay-trace", str(examples / "coding_agent.jsonl"), "--profiles", str(examples / "coding_agent.yaml"), "--json"]
-    (tmp_path / "policy.yaml").write_text("shipped: false\n")
+    (tmp_path / "policy.yaml").write_text("revision: 1\n")
     (tmp_path / "rego").mkdir()
-    for file in SHIPPED:
-        (tmp_path / ("rego" if file.suffix == ".rego" else ".") / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "rego" / "own.rego").write_text('package runtime_authz\n\ndenied contains "frozen" if input.subject.id == "nobody"\n')
     shipped = cli(*trace)
     same = cli(*trace, "--policy", str(tmp_path))
     assert (same.exit_code, same.stdout) == (0, shipped.stdout)

@@ -1,9 +1,9 @@
 """Open policies: a project, a bundle, a data file, or the shipped policy.
 
-A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
-with an `entrypoint` for a policy that does not build on the shipped one). The project may also hold `data.json`,
-`profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar`,
-it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego and data.
+A project builds on the shipped policy. It is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in
+its cases). It may also hold `data.json`, `profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`)
+and `rego/*.rego`. With `engine: cedar`, it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego
+and data.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ OPA_SECONDS: Final = 120
 OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
 
 
-def compile_rego(rego: Mapping[str, str], entrypoint: str) -> bytes:
+def compile_rego(rego: Mapping[str, str]) -> bytes:
     """Compile Rego to Wasm by `opa`. An error quotes OPA's message."""
     texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
-    options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
-    if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
-        options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
+    options = ("--target", "wasm", "--entrypoint", ENTRYPOINT, "--entrypoint", BATCH, "--output", "b.tar.gz")
     with policy_directory(texts) as at:
         run_opa("check", "--strict", *texts, cwd=at)
         run_opa("build", *options, *texts, cwd=at)
@@ -95,6 +93,7 @@ def run_opa(*arguments: str, cwd: Path, findings: bool = False) -> str:
     return done.stdout or done.stderr * findings
 
 
+BATCH: Final = "runtime_authz/batch"
 SHIPPED_REGO: Final = "runtime_authz.rego"
 PROJECT: Final = "policy.yaml"
 OBLIGATIONS, ENTITIES = CEDAR[2:]
@@ -175,8 +174,8 @@ def _unread(file: Path, at: Path, *, cedar: bool) -> str:
     return "" if name == at.name else f"its name is `{name}`"
 
 
-def _unevaluated_packages(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
-    asked = entrypoint.rpartition("/")[0].replace("/", ".")
+def _unevaluated_packages(rules: Mapping[str, str]) -> Iterator[str]:
+    asked = ENTRYPOINT.rpartition("/")[0]
     for name, text in rules.items():
         package = _PACKAGE.search(text)
         if package is None or package[1] == asked:
@@ -200,30 +199,23 @@ def shipped_rego() -> str:
 
 def _project(path: Path) -> Policy:
     settings = _yaml(path / PROJECT)
-    if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
-        raise policy_error(
-            f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone"
-        )
+    if unknown := sorted(set(settings) - {"revision", "zone", "engine"}):
+        raise policy_error(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine and zone")
     if (engine := settings.get("engine", "rego")) not in ("rego", "cedar"):
         raise policy_error(f"{PROJECT}: `engine` must be rego or cedar")
     try:
         zone = checked_zone(settings["zone"]) if "zone" in settings else None
     except ConfigError as exc:
         raise policy_error(f"{PROJECT}: {exc.detail}") from exc
-    number, shipped = settings.get("revision", 1), settings.get("shipped", True)
-    entrypoint = settings.get("entrypoint", ENTRYPOINT)
+    number = settings.get("revision", 1)
     if type(number) is not int or not NUMBER.fullmatch(str(number)):
         raise policy_error(f"{PROJECT}: `revision` must be a whole number from 1, of at most 15 digits")
-    if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
-        raise policy_error(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     grants = _member(path / "grants.yaml", "grants", dict)
     cases = _member(path / "cases.yaml", "cases", list)
-    made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint)
     return replace(
-        made,
+        _cedar(path) if engine == "cedar" else _rego(path),
         name=path.name,
         number=number,
-        entrypoint=entrypoint,
         profiles=load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
         grants=load_grants(grants, "grants.yaml"),
         cases=load_cases(with_requests(cases, zone), "cases.yaml"),
@@ -253,29 +245,25 @@ def with_requests(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
     return found
 
 
-def _rego(path: Path, shipped: bool, entrypoint: str) -> Policy:
+def _rego(path: Path) -> Policy:
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
-    if shipped and f"rego/{SHIPPED_REGO}" in rules:
+    if f"rego/{SHIPPED_REGO}" in rules:
         raise policy_error(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
-    if not shipped and not rules:
-        raise policy_error(f"{PROJECT}: `shipped: false` needs rules in rego/")
-    if ignored := next(_unevaluated_packages(rules, entrypoint), ""):
+    if ignored := next(_unevaluated_packages(rules), ""):
         raise policy_error(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
-    rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
-    wasm = compile_rego(rego, entrypoint) if rules else shipped_file(WASM).read_bytes()
-    return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
+    rego = {SHIPPED_REGO: shipped_rego(), **rules}
+    wasm = compile_rego(rego) if rules else shipped_file(WASM).read_bytes()
+    return Policy(wasm=wasm, data=merge_shipped(given, own=True), rego=rego)
 
 
-def _cedar(path: Path, shipped: bool) -> Policy:
+def _cedar(path: Path) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
-    if not shipped and not own:
-        raise policy_error(f"{PROJECT}: `shipped: false` needs policies in cedar/")
     names = ("runtime_authz.cedar", "runtime_authz.cedarschema")
     sample, schema = ((shipped_file("cedar") / name).read_text("utf-8") for name in names)
-    texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
-    table = strict_json((shipped_file("cedar") / OBLIGATIONS).read_bytes()) if shipped else {}
+    texts = {"runtime_authz.cedar": sample, **own}
+    table = strict_json((shipped_file("cedar") / OBLIGATIONS).read_bytes())
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
     files = ("\n".join(texts.values()), schema, json.dumps(table, sort_keys=True), entities)
@@ -287,7 +275,6 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
     files = {name: text.encode() for name, text in policy.cedar.items()} or _rego_files(policy, number)
     metadata = {
         **({"engine": "cedar"} if policy.cedar else {}),
-        "entrypoint": policy.entrypoint,
         "profiles": {n: p.model_dump(mode="json", exclude_defaults=True) for n, p in policy.profiles.items()},
         "grants": {n: g.to_json() for n, g in policy.grants.items()},
         "cases": [{**vars(c), "request": json.loads(c.request.to_json())} for c in policy.cases],
