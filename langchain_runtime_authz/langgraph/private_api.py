@@ -36,9 +36,10 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
-from langgraph.pregel import Pregel, _loop, main
+from langgraph.pregel import Pregel, _loop
 from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
+from langgraph.pregel._tools import StreamToolCallHandler
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.types import Command, _interrupt_id
 
@@ -269,8 +270,7 @@ def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     return callbacks
 
 
-# Older LangGraph versions lack the second handler, to which a running tool's `emit_output_delta` writes.
-_STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
+_STREAMING: Final = (StreamMessagesHandler, StreamToolCallHandler)  # a tool's `emit_output_delta` writes to the second
 
 
 def scratchpad_of(config: Mapping[str, Any]) -> Any:

@@ -276,14 +276,13 @@ class ToolFacts(NamedTuple):
 
 
 class ToolGuard:
-    """A guarded tool's profile and wrapped functions, shared by the tool's copies."""
+    """A guarded tool's profile, shared by the tool's copies."""
 
-    __slots__ = ("by_application", "functions", "profiles", "seen", "stock", "wrap")
+    __slots__ = ("by_application", "profiles", "seen", "stock")
 
-    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Callable[..., Any] | None) -> None:
+    def __init__(self, profiles: Profiles, tool: BaseTool) -> None:
         self.by_application = False  # the application's code calls the tool: `RuntimeAuthz.effect`
-        self.profiles, self.wrap = profiles, wrap
-        self.functions = functions_held(tool)
+        self.profiles = profiles
         kind = getattr(type(tool), IN_PLACE, type(tool))
         self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's own
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
@@ -291,20 +290,10 @@ class ToolGuard:
     def facts(self, tool: BaseTool) -> ToolFacts:
         """Return the tool's present profile and injected arguments."""
         # Compare the parts of the digest by identity, to notice a tool that changes at run time.
-        held, declared = tool.__dict__, self.profiles.declared
-        own = (tool.name, tool.description, tool.args_schema, tool.metadata)
-        key = (*own, declared, held.get("func"), held.get("coroutine"))
+        key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared)
         if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
             return self.seen[1]
-        profiled = self.profiles.of(tool)
-        if profiled.declared and functions_held(tool) != self.functions:
-            profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
-        for function in FUNCTIONS:
-            raw = held.get(function)
-            if self.wrap is not None and callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
-                held[function] = self.wrap(tool, self, raw, function)
-        key = (*key[:-2], held.get("func"), held.get("coroutine"))
-        found = ToolFacts(profiled, injected_names(tool))
+        found = ToolFacts(self.profiles.of(tool), injected_names(tool))
         self.seen = (key, found)
         return found
 
@@ -329,7 +318,7 @@ def guard_of(tool: BaseTool) -> ToolGuard:
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is GuardsInPlace:
         profiles: Profiles = current_scope.get().run.engine.tools
-        return guard.get(profiles) or guard.setdefault(profiles, ToolGuard(profiles, tool, None))
+        return guard.get(profiles) or guard.setdefault(profiles, ToolGuard(profiles, tool))
     if guard is None:
         held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
         guard = next((g for g in held if g is not None), None)

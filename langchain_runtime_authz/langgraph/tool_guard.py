@@ -27,6 +27,7 @@ from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import UndecidedCall, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, ArrivedCall, Stage, ToolExecution
 from langchain_runtime_authz.langgraph.tool_facts import (
+    FUNCTIONS,
     GUARDED,
     IN_PLACE,
     GuardsInPlace,
@@ -54,11 +55,15 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         return tool
     tool._injected_args_keys  # noqa: B018  (LangChain caches the value in the tool, and so in copies)
     copy = tool.model_copy()
-    guard = ToolGuard(profiles, copy, _decided_function)
+    guard = ToolGuard(profiles, copy)
+    for name in FUNCTIONS:
+        function = copy.__dict__.get(name)
+        if callable(function) and not hasattr(function, "__runtime_authz_of__"):
+            copy.__dict__[name] = _decided_function(copy, guard, function, name)
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(getattr(type(tool), IN_PLACE, type(tool))))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
-    guard.facts(copy)  # pins the tool's digest, and guards its functions
+    guard.facts(copy)  # pins the tool's digest
     return copy
 
 
@@ -202,7 +207,6 @@ def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, An
 
 def _decided_function(tool: BaseTool, guard: ToolGuard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap a tool's `func` or `coroutine`, so that a direct call is decided first."""
-    raw = getattr(raw, "__runtime_authz_of__", raw)
 
     async def awaits(*args: Any, **kwargs: Any) -> Any:
         return await _called(_AWAITS, tool, guard, FUNCTION, raw, args, kwargs)

@@ -266,22 +266,6 @@ def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     assert ran == []
 
 
-def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
-    """Decide a guarded tool with another function as a tool without a profile."""
-    evil: list[Any] = []
-    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"]))
-    pay: Any = authz.guard(payer(ran, args_schema=None))
-    with authz.run(subject="alice"):
-        pay.invoke(ARGS)
-        own = pay.func
-        pay.func = lambda recipient, amount, currency: evil.append(recipient)
-        with pytest.raises(AuthzDenied):
-            pay.run(ARGS)
-        pay.func = own
-        pay.invoke(ARGS)
-    assert ran == [PAID, PAID] and evil == []
-
-
 def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:
     """`Tool` takes one text."""
     authz = authz_with(pdp, profiles=BARE)
