@@ -50,17 +50,6 @@ def test_what_was_decided_is_what_runs(mode: str, ran: Any, pdp: Any, authz: Any
     assert completions(authz) == ["done"]
 
 
-def test_a_guarded_tool_is_asked_about_once(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
-    """In a tool node, in a node function, in a tool: the guard decides, the backstop leaves it to it."""
-    pay = authz.guard(payer(ran))
-    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    other = authz.protect(hand_written(replying([PAY]), ToolNode([payer(ran)])))
-    with authz.run(subject="alice"):
-        once(graph, mode)
-        once(other, mode)
-    assert ran == [PAID, PAID] and len(calls_of(pdp)) == 2
-
-
 def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Parallel tools of one node do not end each other's calls."""
     pays = [payer(ran, f"pay{i}") for i in range(8)]
@@ -224,43 +213,6 @@ def test_a_tool_that_fails(mode: str, error: BaseException, state: str, authz: A
 
     once(authz.protect(acting(act, aact)), mode, authz=authz)
     assert seen == [error] and completions(authz) == [state]
-
-
-def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
-    """It is suspended, enters again with its answer, and is done once."""
-
-    def ask(text: str) -> str:
-        ran.append(interrupt(text))
-        return "ok"
-
-    async def aask(text: str) -> str:
-        return ask(text)
-
-    write = StructuredTool.from_function(ask, aask, name="write", description="Ask.")
-    graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"}), checkpointer=InMemorySaver()))
-    with authz.run(subject="alice"):
-        once(graph, mode, config=THREAD)
-        once(graph, mode, Command(resume="yes"), THREAD)
-    assert ran == ["yes"] and completions(authz) == ["suspended", "done"]
-
-
-@pytest.mark.parametrize("answer", ["approve", "reject"])
-def test_a_human_is_asked(mode: str, answer: str, ran: Any) -> None:
-    """What policy asks becomes the usual question; approved it runs once, rejected never."""
-    authz = authz_with(asking("pay"))
-    pay = payer(ran)
-    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN), checkpointer=InMemorySaver()))
-    with authz.run(subject="alice"):
-        paused = once(graph, mode, config=THREAD)
-        (request,) = paused["__interrupt__"][0].value["action_requests"]
-        assert request["args"] == DECIDED and ran == []
-        resume = Command(resume={"decisions": [{"type": answer}]})
-        if answer == "approve":
-            once(graph, mode, resume, THREAD)
-        else:
-            with pytest.raises(AuthzDenied):
-                once(graph, mode, resume, THREAD)
-    assert ran == ([PAID] if answer == "approve" else [])
 
 
 def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> None:

@@ -71,8 +71,10 @@ MIDDLEWARE: dict[str, Make] = {
     ),
     "TodoListMiddleware": lambda model, _: builtin.TodoListMiddleware(),
     "ToolCallLimitMiddleware": lambda model, _: builtin.ToolCallLimitMiddleware(run_limit=9),
+    "ToolErrorMiddleware": lambda model, _: builtin.ToolErrorMiddleware(lambda error, request: "handled"),
+    "ToolRetryMiddleware": lambda model, _: builtin.ToolRetryMiddleware(initial_delay=0.0, retry_on=lambda _: True),
 }
-PLAYED_ELSEWHERE = {"AgentMiddleware", "HumanInTheLoopMiddleware", "ToolErrorMiddleware", "ToolRetryMiddleware"}
+PLAYED_ELSEWHERE = {"AgentMiddleware", "HumanInTheLoopMiddleware"}
 
 # Ours alone before or after it, and a protected graph without ours.
 PLACES = {"ours after it": ("middleware", "before"), "ours before it": ("middleware", "after"), "protected": ("protect", "before")}

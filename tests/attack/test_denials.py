@@ -1,6 +1,6 @@
 """A denial is an answer, not an accident: nothing retries, swallows, repeats or skips around it."""
 
-from langchain.agents.middleware import AgentMiddleware, ToolErrorMiddleware, ToolRetryMiddleware
+from langchain.agents.middleware import AgentMiddleware, ToolRetryMiddleware
 
 from ._kit import *
 
@@ -88,33 +88,8 @@ def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retrie
     assert_went_on(state)
 
 
-def _on_error(error: Exception, request: Any) -> str:
-    return "handled"
-
-
 def _retrying() -> AgentMiddleware:
     return ToolRetryMiddleware(max_retries=3, initial_delay=0.0, jitter=False, retry_on=lambda _: True)
-
-
-def _erring() -> AgentMiddleware:
-    async def aon_error(error: Exception, request: Any) -> str:
-        return "handled"
-
-    return ToolErrorMiddleware(_on_error, aon_error=aon_error)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: [_retrying()], lambda: [_erring()], lambda: [_retrying(), _erring()], lambda: [_erring(), _retrying()]],
-    ids=["retry", "error", "retry+error", "error+retry"],
-)
-def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any) -> None:
-    """ToolRetryMiddleware and ToolErrorMiddleware, in any order: denied once, never run."""
-    pdp = deny_only("pay")
-    authz, graph = protecting(agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()), pdp)
-    state = told(authz, graph, human(), go=go, task="x")
-    assert ran == [("write", "1")] and answer_to(state["messages"], "call-pay").status == "error"
-    assert len(calls_of(pdp, "pay")) == 1
-    assert_went_on(state)
 
 
 def _failing(ran: list[Any]) -> Any:
