@@ -23,7 +23,6 @@ from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algori
 from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal_credential
 from langchain_runtime_authz.errors import Code, CredentialError
 
-MAX_KEYS: Final = 64  # parsed keys in the cache
 _OPTIONAL: Final = (names.NOT_BEFORE, names.CONFIRMATION)
 _OF_TASK: Final = {"id": str, "digest": str, "epoch": int}
 # For each claim: what it must be, and the test for it.
@@ -164,8 +163,6 @@ class Verifier:
         key = public_key(jwk, alg)
         if key is None:
             refuse("its key is not a public key for its algorithm", Code.CREDENTIAL_KEY)
-        if len(self._parsed) >= MAX_KEYS:
-            self._parsed.clear()
         self._parsed[kid] = (dict(jwk), key)
         return key
 

@@ -38,7 +38,6 @@ from langchain_runtime_authz.telemetry.spans import inject_trace_context
 if TYPE_CHECKING:
     import httpx2
 
-MAX_ORIGINS: Final = 256  # origins whose last nonce is remembered; the oldest is dropped
 MAX_NONCE: Final = 512
 
 
@@ -113,7 +112,7 @@ class CallAuth(TicketAuth):
             raise ConfigError("`outside` is `refuse` or `anonymous`")
         self._named = {checked_url(url, "audiences"): audience for url, audience in (audiences or {}).items()}
         self._dpop, self._anonymous = dpop, outside == "anonymous"
-        self._nonces: dict[str, str] = {}
+        self._nonces: dict[str, str] = {}  # the last one of each origin; all of them are audiences
 
     def _audience(self, request: httpx.Request, ticket: Ticket) -> str:
         url, audiences = str(request.url), ticket.audiences
@@ -144,8 +143,7 @@ class CallAuth(TicketAuth):
         # After a redirect, the nonce comes from another server.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
-        others = [(known, kept) for known, kept in self._nonces.items() if known != origin]
-        self._nonces = dict([*others, (origin, nonce)][-MAX_ORIGINS:])  # the newest last
+        self._nonces[origin] = nonce
         challenge = response.headers.get("WWW-Authenticate", "")
         return response.status_code == httpx.codes.UNAUTHORIZED and 'error="use_dpop_nonce"' in challenge
 

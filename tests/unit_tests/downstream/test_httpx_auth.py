@@ -6,14 +6,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx
-import jwt
 import pytest
 
 from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.issuer import LocalIssuer, amint, mint
 from langchain_runtime_authz.credential.ticket import Ticket, current_call
-from langchain_runtime_authz.downstream import httpx_auth
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, add_credential, httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
@@ -288,19 +286,6 @@ async def test_a_nonce_is_heeded_where_it_is_asked_for_by_the_server_itself(road
         with ticket_scope(a_ticket(BANK)):
             await sent(road, service, CallAuth(dpop=dpop), BANK + "/a", follow_redirects=True)
         assert len(service.got) == requests, (dpop, answers)
-
-
-async def test_the_oldest_nonce_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise each origin would refuse one more request whenever the last place is taken."""
-    monkeypatch.setattr(httpx_auth, "MAX_ORIGINS", 2)
-    places, auth = [f"https://{name}.example" for name in "abc"], CallAuth(dpop=True)
-    service = Service()
-    with ticket_scope(a_ticket(*places)):
-        for place in (*places, *places[1:], places[0]):
-            service.answers = [httpx.Response(200, headers={"DPoP-Nonce": place})]
-            await sent("sync", service, auth, place)
-    nonces = [jwt.decode(r.headers["DPoP"], options={"verify_signature": False}).get("nonce") for r in service.got]
-    assert nonces == [None, None, None, *places[1:], None]
 
 
 @ROADS

@@ -85,12 +85,6 @@ def test_what_is_raised_denies_all(error: BaseException, code: Code, caplog: pyt
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
-def test_what_stops_the_process_is_not_swallowed(error: type[BaseException]) -> None:
-    with pytest.raises(error):
-        Evaluator(Batch(error())).evaluate([REQUEST.to_json()] * 2)
-
-
 def test_what_can_not_be_asked_is_left_out() -> None:
     """It is denied in its place, and the others keep theirs."""
     pdp = Batch([PERMIT, {"decision": False}])

@@ -100,22 +100,6 @@ def test_one_whose_turn_comes_too_late_is_not_asked() -> None:
     assert (decision.outcome, decision.reason) == ("deny", Code.PDP_TIMEOUT) and second.requests == []
 
 
-@pytest.mark.parametrize("n", [1, 3], ids=["one", "a batch"])
-def test_the_deadline_is_not_each_ones_own(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    """Each PDP is within the deadline by itself; together they are not, and the late permit is no permit."""
-    now = [0.0]
-    monkeypatch.setattr("langchain_runtime_authz.pdp.base.time.thread_time", lambda: now[0])
-
-    def takes(_: Any) -> object:
-        now[0] += 0.6 / n
-        return True
-
-    pdp = DenyOverrides(StaticPDP(takes, name="a"), StaticPDP(takes, name="b"), deadline=1.0)
-    decisions = pdp.evaluate_batch([REQUEST.to_json()] * n)
-    assert (decisions[-1].outcome, decisions[-1].reason) == ("deny", Code.PDP_TIMEOUT)
-    assert now[0] == pytest.approx(1.2)
-
-
 @pytest.mark.parametrize("pdps", [[], [StaticPDP(True)], [StaticPDP(True), StaticPDP(True)]], ids=len)
 def test_deny_overrides_needs_several_names(pdps: list[StaticPDP]) -> None:
     """Fewer than two, or two of one name, are refused."""
