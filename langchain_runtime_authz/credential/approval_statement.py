@@ -1,8 +1,8 @@
 """An approver's signed statement about one question: a JWT with its own `typ`.
 
-The key of the approver, or of a service that authenticated the approver, signs the statement. The statement names the
-question, tenant, thread, epoch, exact arguments and the message of a denial. So it is not valid for any other call,
-tenant, epoch or message. A question takes one answer, so a statement counts once.
+The approver's key signs the statement. The statement names the question, tenant, thread, epoch, exact arguments and
+the message of a denial. So it is not valid for any other call, tenant, epoch or message. A question takes one answer,
+so a statement counts once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws, refuse, sign_compact
 from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
-from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.facts.task import content_digest
 
 MAX_LIFE: Final = 300  # seconds for which a statement may be presented
@@ -62,17 +62,16 @@ def sign_statement(
     question: Question,
     jti: str,
     message: str = "",
-    issuer: str | None = None,
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
     """Return a statement as a compact JWS.
 
-    `signer`: the key of the approver, or of a service. `message`: the same text as for `deny_approval`. `issuer`: the
-    service that authenticated the approver; by default the approver. `expires_in`: seconds, at most 300.
+    `signer`: the key of the approver. `message`: the same text as for `deny_approval`. `expires_in`: seconds, at most
+    300.
     """
     at = int(time.time() if now is None else now)
-    who = {names.ISSUER: approver if issuer is None else issuer, names.SUBJECT: approver, names.TOKEN_ID: jti}
+    who = {names.ISSUER: approver, names.SUBJECT: approver, names.TOKEN_ID: jti}
     times = {names.ISSUED_AT: at, names.EXPIRES_AT: at + expires_in}
     about = {names.AUDIENCE: question.issuer, names.TENANT: question.tenant}
     answer = {names.APPROVAL: _about(question, verdict, message)}
@@ -80,43 +79,31 @@ def sign_statement(
 
 
 class Approvers:
-    """The people and services whose statements are accepted.
+    """The people whose statements are accepted.
 
-    Args:
-        people: public keys by user, as `user:<id>`: a JWK set (RFC 7517 §5) or a `KeySource`. A key signs for its
-            user only.
-        services: public keys, by `iss`, of the services that authenticate approvers and sign for them.
+    `people`: public keys by user, as `user:<id>`: a JWK set (RFC 7517 §5) or a `KeySource`. A key signs for its user
+    only.
     """
 
-    def __init__(
-        self,
-        people: Mapping[str, KeySet | KeySource] | None = None,
-        *,
-        services: Mapping[str, KeySet | KeySource] | None = None,
-    ) -> None:
+    def __init__(self, people: Mapping[str, KeySet | KeySource] | None = None) -> None:
         self._people = {name: _source(keys) for name, keys in (people or {}).items()}
-        self._services = {name: _source(keys) for name, keys in (services or {}).items()}
-        if not all(map(_is_user, self._people)):
+        if not all(name.startswith("user:") and name != "user:" for name in self._people):
             raise ConfigError("approvers are people: name each as `user:<id>`")
-        if self._people.keys() & self._services.keys() or HERE in self._services:
-            raise ConfigError(f"a service cannot have the name of a user, nor `{HERE}`; rename it")
 
     def _verify(
         self, statement: str, question: Question, *, message: str = "", now: float | None = None
     ) -> Flow[Statement]:
         """Verify that a statement answers `question`, with `message` as its reason.
 
-        Raises `CredentialError`: `approval_statement` (invalid, or about another question), `approval_approver` (not a
-        user) or `keys_unavailable`. No error quotes the statement.
+        Raises `CredentialError`: `approval_statement` (invalid, or about another question) or `keys_unavailable`. No
+        error quotes the statement.
         """
         jws = parse_jws(statement, typ=names.APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         claims, at = jws.claims, time.time() if now is None else now
-        issuer, approver = claims.get(names.ISSUER), claims.get(names.SUBJECT)
-        keys = self._services.get(issuer) if isinstance(issuer, str) else None
-        if keys is None and isinstance(issuer, str) and approver == issuer:
-            keys = self._people.get(issuer)
-        if keys is None:
+        approver = claims.get(names.SUBJECT)
+        if not isinstance(approver, str) or claims.get(names.ISSUER) != approver or approver not in self._people:
             refuse("its approver is not known", _CODE)
+        keys = self._people[approver]
         if not is_signed_by(jws, (yield Perform(keys.get, keys.aget, jws.header["kid"]))):
             refuse("it is not signed with a key of its approver", _CODE)
         issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
@@ -133,9 +120,7 @@ class Approvers:
         jti = claims.get(names.TOKEN_ID)
         if not isinstance(jti, str) or not jti:
             refuse("it has no `jti`", _CODE)
-        if not isinstance(approver, str) or not _is_user(approver):
-            raise CredentialError(Code.APPROVAL_APPROVER, "only a user approves")
-        return Statement(approver, verdict, str(issuer), jti)
+        return Statement(approver, verdict, approver, jti)
 
     verify, averify = both(_verify)
 
@@ -143,10 +128,6 @@ class Approvers:
 def _source(keys: KeySet | KeySource) -> KeySource:
     malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)
     return key_source({"keys": []} if malformed else keys)
-
-
-def _is_user(approver: str) -> bool:
-    return approver.startswith("user:") and approver != "user:"
 
 
 def _about(question: Question, verdict: Verdict, message: str) -> dict[str, Any]:
