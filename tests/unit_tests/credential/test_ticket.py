@@ -230,12 +230,3 @@ async def test_a_failed_mint_is_tried_again_by_who_waited(cancelled: bool) -> No
         with pytest.raises(asyncio.CancelledError if cancelled else CredentialError):
             await first
     assert len(tries) == 2
-
-
-def test_what_was_exchanged_is_searched_for_too() -> None:
-    """A secret that the call got for its own is one of its tokens."""
-    ticket = a_ticket()
-    ticket.track("opaque")
-    assert ticket.minted_tokens() == ("opaque",) and not ticket.leaked
-    ticket.leaked = True
-    assert ticket.leaked

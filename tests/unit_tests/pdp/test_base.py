@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from tests.counted import python_calls
+from tests.unit_tests.pdp.test_batch import decide as decisions
 
 REQUEST = example_request()
 
@@ -53,11 +53,7 @@ class AsyncPDP:
 
 def decide(pdp: Any) -> Decision:
     """One decision, the same by both entry points."""
-    evaluator = Evaluator(pdp)
-    (decision,) = evaluator.evaluate([REQUEST.to_json()])
-    (other,) = asyncio.run(evaluator.aevaluate([REQUEST.to_json()]))
-    assert replace(decision, decision_id="") == replace(other, decision_id="")
-    return decision
+    return decisions(pdp)[0]
 
 
 def context(**members: object) -> dict[str, object]:

@@ -45,7 +45,7 @@ class Batch:
         return self.evaluate_batch(bodies)
 
 
-def decide(pdp: Any, requests: Sequence[Any], **options: Any) -> list[Decision]:
+def decide(pdp: Any, requests: Sequence[Any] = (REQUEST,), **options: Any) -> list[Decision]:
     """Decisions, the same by both entry points."""
     evaluator = Evaluator(pdp, **options)
     given = evaluator.evaluate([r.to_json() for r in requests])

@@ -19,6 +19,7 @@ from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from tests.threads import until
+from tests.unit_tests.pdp.test_batch import decide
 
 REQUEST = example_request()
 RATE = {"id": "r", "type": "rate_limit", "properties": {"counter": "c", "window": 60, "max": 1}}
@@ -35,14 +36,6 @@ def fails(error: BaseException, name: str = "static") -> StaticPDP:
         raise error
 
     return StaticPDP(answer, name=name)
-
-
-def decide(pdp: Any, n: int = 1) -> list[Decision]:
-    """Decisions, the same by both entry points."""
-    given = Evaluator(pdp).evaluate([REQUEST.to_json()] * n)
-    other = asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json()] * n))
-    assert [replace(d, decision_id="") for d in given] == [replace(d, decision_id="") for d in other]
-    return given
 
 
 ANSWERS: dict[str, Any] = {

@@ -216,12 +216,9 @@ def test_a_logout_token_signs_nobody_in() -> None:
         verifier().verify(logout_token(typ="JWT", aud=[APP], azp=APP))
 
 
-def test_a_logout_that_cannot_be_carried_out_is_tried_again() -> None:
-    def fails(_: LoggedOut) -> None:
-        raise OSError("the ledger is down")
-
-    assert asked(BackchannelLogout(verifier(), fails), data={"logout_token": logout_token()}).status_code == 503
+def test_a_logout_that_cannot_be_verified_now_is_tried_again() -> None:
+    """A request that is no form with a token is not."""
     idp = Provider()
     idp.keys = httpx.Response(500)
-    assert asked(BackchannelLogout(verifier(idp), fails), data={"logout_token": logout_token()}).status_code == 503
-    assert asked(BackchannelLogout(verifier(), fails), content=json.dumps({})).status_code == 400
+    assert asked(BackchannelLogout(verifier(idp), print), data={"logout_token": logout_token()}).status_code == 503
+    assert asked(BackchannelLogout(verifier(), print), content=json.dumps({})).status_code == 400
