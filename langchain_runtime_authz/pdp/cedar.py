@@ -292,15 +292,6 @@ class CedarPDP(InProcess):
         }
         return parse_answer({"decision": verdict == "Allow", "context": context}, self.revision)
 
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        answers: list[object] = []
-        for body in bodies:
-            try:
-                answers.append(self.evaluate(body))
-            except PDPError as exc:
-                answers.append(exc)
-        return answers
-
     def close(self) -> None:
         """Do nothing: this PDP holds only memory."""
 

@@ -80,8 +80,6 @@ class WasmPDP(InProcess):
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `TimeoutError`, `PDPError` or `PolicyFailed`."""
-        if len(body) > MAX_BATCH_BYTES:
-            raise PDPError(Code.PDP_ERROR, "the input is too large")
         return parse_answer(self.program.evaluate(body, self._entrypoint), self.revision)
 
     def document(self, body: bytes) -> object:
@@ -91,7 +89,7 @@ class WasmPDP(InProcess):
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
         """Answer a message's calls in one evaluation, if there is an entrypoint `batch`."""
         if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
-            return [self._tried(body) for body in bodies]
+            return super().evaluate_batch(bodies)
         answers = parse_json(self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch))
         if not isinstance(answers, list):
             raise PDPError(Code.PDP_MALFORMED, "the batch is not a list")
@@ -100,12 +98,6 @@ class WasmPDP(InProcess):
     def close(self) -> None:
         """Free the engine; later requests are denied. Idempotent."""
         self.program.close()
-
-    def _tried(self, body: bytes) -> object:
-        try:
-            return self.evaluate(body)
-        except Exception as exc:  # noqa: BLE001  (a deny of this request alone)
-            return exc
 
 
 def _read(path: Traversable, what: str) -> bytes:
