@@ -107,6 +107,7 @@ class TokenExchange(Secret):
         subject_token: str,
         *,
         subject_token_type: str = JWT,
+        actor_token: str | None = None,
         requested_token_type: str = ACCESS_TOKEN,
         resource: str | None = None,
         audience: str | None = None,
@@ -114,13 +115,14 @@ class TokenExchange(Secret):
     ) -> Steps[ExchangedToken]:
         """Exchange the subject's token for a token of a service (RFC 8693 §2.1).
 
-        `resource`: the service's URL, or `audience`: the service's name. Raises `CredentialError`: `exchange_refused`,
-        with the endpoint's error code (§2.2.2), or `exchange_failed`: no answer, or another token than requested. No
-        error quotes a token.
+        `actor_token`: a JWT of the party that acts. `resource`: the service's URL, or `audience`: the service's name.
+        Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2), or `exchange_failed`: no
+        answer, or another token than requested. No error quotes a token.
         """
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
+        actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}
         target = {"resource": resource, "audience": audience, "scope": scope}
-        return self._post({"grant_type": GRANT, "subject_token": subject_token, **own, **target})
+        return self._post({"grant_type": GRANT, "subject_token": subject_token, **own, **actor, **target})
 
     exchange, aexchange = both(_exchange)
 
@@ -198,6 +200,7 @@ class ExchangeAuth(TicketAuth):
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
         subject_token_type: type of the subject token (RFC 8693 §3).
+        actor_token: returns the token of the acting party, if the endpoint wants one (§2.1).
         granting: the service's own token endpoint, if `exchange` issues an ID-JAG for it. `audience` is then the issuer
             of that endpoint.
     """
@@ -211,9 +214,10 @@ class ExchangeAuth(TicketAuth):
         scope: str | None = None,
         subject_token: Callable[[], str] | None = None,
         subject_token_type: str | None = None,
+        actor_token: Callable[[], str] | None = None,
         granting: TokenExchange | None = None,
     ) -> None:
-        self._exchange, self._granting = exchange, granting
+        self._exchange, self._actor_token, self._granting = exchange, actor_token, granting
         self._resource, self._subject_token = checked_url(resource, "resource"), subject_token
         kind = subject_token_type or (JWT if subject_token is None else ACCESS_TOKEN)
         wanted = ACCESS_TOKEN if granting is None else ID_JAG
@@ -247,13 +251,17 @@ class ExchangeAuth(TicketAuth):
         yield add_credential(request, {"Authorization": f"Bearer {exchanged.token}"})
 
     def _exchanged(self, ticket: Ticket, audience: str) -> Generator[Any, Any, ExchangedToken]:
+        options = self._options
+        if self._actor_token is not None:
+            actor = yield Perform(self._actor_token, partial(asyncio.to_thread, self._actor_token))
+            options = {**options, "actor_token": actor}
         if self._subject_token is not None:
             subject = self._subject_token()
         else:
             subject = (yield Perform(ticket.credential, ticket.acredential, audience)).token
-        exchanged = yield Perform(self._exchange.exchange, self._exchange.aexchange, subject, **self._options)
+        exchanged = yield Perform(self._exchange.exchange, self._exchange.aexchange, subject, **options)
         if self._granting is not None:
-            rest = {"resource": self._resource, "scope": self._options["scope"]}
+            rest = {"resource": self._resource, "scope": options["scope"]}
             exchanged = yield Perform(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
         if self._subject_token is None:  # raises if the task changed while the endpoint answered
             yield Perform(ticket.credential, ticket.acredential, audience)

@@ -181,7 +181,7 @@ def token_endpoint(authz: RuntimeAuthz, url: str, key: SigningKey, seen: list[di
         seen.append(form)
         if form.get("grant_type") != GRANT:
             return refused("unsupported_grant_type")
-        if form.get("subject_token_type") != JWT:
+        if form.get("subject_token_type") != JWT or ("actor_token" in form) != ("actor_token_type" in form):
             return refused("invalid_request")
         try:
             credential = await verifier.averify(form.get("subject_token", ""), audience=url, tenant="default")

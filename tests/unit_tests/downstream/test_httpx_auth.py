@@ -354,15 +354,15 @@ def exchange_with(service: Any, **options: Any) -> TokenExchange:
 
 @ROADS
 async def test_an_exchange_is_rfc_8693s(road: str) -> None:
-    """Grant, subject token with its type, resource, and an access token is asked for."""
+    """Grant, subject and actor token with their types, resource, and an access token is asked for."""
     service = Service(httpx.Response(200, json={**ISSUED, "scope": "read"}))
     made = exchange_with(service)
-    options = {"resource": CRM, "scope": "read write"}
+    options = {"actor_token": "actor", "resource": CRM, "scope": "read write"}
     got = made.exchange("mine", **options) if road == "sync" else await made.aexchange("mine", **options)
     form = dict(parse_qsl(service.got[0].content.decode()))
     assert form == {
         "grant_type": GRANT, "subject_token": "mine", "subject_token_type": JWT, "requested_token_type": ACCESS_TOKEN,
-        "resource": CRM, "scope": "read write",
+        "actor_token": "actor", "actor_token_type": JWT, "resource": CRM, "scope": "read write",
     }  # fmt: skip
     assert service.got[0].headers["authorization"] == "Basic YWdlbnRzOnNlY3JldA=="
     assert (got.token, got.scope, got.issued_token_type) == (ISSUED["access_token"], "read", ACCESS_TOKEN)
@@ -414,7 +414,7 @@ async def test_another_answer_is_no_token(road: str, answer: httpx.Response, cod
 async def test_a_call_exchanges_for_each_request(road: str) -> None:
     """The call's own token is shown to the endpoint only; what came back is tracked, and kept nowhere."""
     sts, crm = Service(*(httpx.Response(200, json={**ISSUED, "access_token": f"t{i}-{'x' * 40}"}) for i in range(3))), Service()
-    auth = ExchangeAuth(exchange_with(sts), resource=CRM)
+    auth = ExchangeAuth(exchange_with(sts), resource=CRM, actor_token=lambda: "workload")
     ticket = a_ticket(STS)
     with ticket_scope(ticket):
         for _ in range(2):
@@ -426,6 +426,7 @@ async def test_a_call_exchanges_for_each_request(road: str) -> None:
     own, *others = ticket.minted_tokens()
     assert [o[:2] for o in others] == ["t0", "t1"]
     assert dict(parse_qsl(sts.got[0].content.decode()))["subject_token"] == own
+    assert dict(parse_qsl(sts.got[0].content.decode()))["actor_token"] == "workload"
     ticket.conclude()
     with ticket_scope(ticket), pytest.raises(CredentialError):
         await sent(road, crm, auth, CRM)
