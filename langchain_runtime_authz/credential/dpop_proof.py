@@ -1,7 +1,7 @@
 """Make and read DPoP proofs (RFC 9449).
 
-A proof shows that the sender of a token holds the key to which the token is bound. A server's memory of proofs is in
-`resource_server.dpop`.
+A proof shows that the sender of a token holds the key to which the token is bound. A server's memory of proofs and
+nonces is in `resource_server.dpop`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from jwt.utils import base64url_encode
@@ -17,13 +18,13 @@ from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws, refuse, sign_compact
 from langchain_runtime_authz.credential.signer import ALGORITHMS, Alg, Secret, SigningKey, jwk_thumbprint
 from langchain_runtime_authz.credential.token import LEEWAY
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 TYP: Final = "dpop+jwt"  # §4.2
 HEADER: Final = ("typ", "alg", "jwk")
 _CODE: Final = Code.PROOF_INVALID
 MAX_AGE: Final = 30  # seconds for which a proof is accepted; then its `jti` may be forgotten
-MAX_NAME: Final = 512  # characters of `jti`
+MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 
 
 class ProofKey(Secret):
@@ -49,19 +50,30 @@ class ProofKey(Secret):
         return sign_compact(TYP, claims, self._key, jwk)
 
 
-def read_proof(proof: object, *, htm: str, htu: str, token: str, jkt: str, now: float) -> str:
-    """Return the `jti` of a checked proof (§4.3), or raise `proof_invalid`.
+def read_proof(
+    proof: object,
+    *,
+    htm: str,
+    htu: str,
+    token: str,
+    jkt: str,
+    now: float,
+    is_nonce: Callable[[str | None], bool] = lambda _: True,
+) -> str:
+    """Return the `jti` of a checked proof (§4.3).
 
-    The caller must refuse replays, and take `htu` from the server's settings, not from a `Host` header. This package's
-    servers issue no nonces, so a proof's nonce is not read.
+    Raises `CredentialError`: `proof_invalid` or `proof_nonce`. The caller must refuse replays, and take `htu` from the
+    server's settings, not from a `Host` header. `is_nonce` receives the proof's nonce, after all other checks.
     """
     jws = parse_jws(proof, typ=TYP, members=HEADER, algorithms=ALGORITHMS, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):
         refuse("its `jwk` is not a public key for its algorithm", _CODE)
     claims = jws.claims
-    jti, issued = claims.get("jti"), claims.get("iat")
+    jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
     if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
         refuse("`jti` must be a string", _CODE)
+    if nonce is not None and (not isinstance(nonce, str) or len(nonce) > MAX_NAME):
+        refuse("`nonce` must be a string", _CODE)
     if type(issued) is not int:
         refuse("`iat` must be an integer", _CODE)
     if claims.get("htm") != htm:
@@ -75,6 +87,8 @@ def read_proof(proof: object, *, htm: str, htu: str, token: str, jkt: str, now: 
         refuse("it is for another token", _CODE)
     if jwk_thumbprint(jws.header["jwk"]) != jkt:
         refuse("it was made with another key than the token's", _CODE)
+    if not is_nonce(nonce):
+        raise CredentialError(Code.PROOF_NONCE)
     return jti
 
 

@@ -1,12 +1,16 @@
-"""Verify DPoP proofs (RFC 9449). Accept each once."""
+"""Verify DPoP proofs (RFC 9449), with or without server nonces. Accept each once."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
+import secrets
+import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.dpop_proof import MAX_AGE, read_proof
@@ -14,6 +18,7 @@ from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 MAX_REPLAYS: Final = 100_000
+NONCE_AGE: Final = 300  # seconds
 
 
 class Replays(Protocol):
@@ -73,6 +78,34 @@ class MemoryReplays:
             del self._of_key[key]
 
 
+class Nonces:
+    """Makes server nonces (§8, §9), each a time and its HMAC, so that none is stored.
+
+    `secret` has 32 bytes or more and is the same in all processes of a service; random by default.
+    """
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._secret = secrets.token_bytes(32) if secret is None else secret
+        if len(self._secret) < hashlib.sha256().digest_size:
+            raise ConfigError("`secret` must have 32 bytes or more")
+
+    def issue(self, now: float) -> str:
+        """Return the nonce to send as `DPoP-Nonce`."""
+        stamp = struct.pack(">q", int(now))
+        return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
+
+    def accepts(self, nonce: str | None, now: float) -> bool:
+        """Return True if `nonce` was issued here in the last `NONCE_AGE` seconds."""
+        if nonce is None:
+            return False
+        try:
+            (made,) = struct.unpack(">q", base64.urlsafe_b64decode(nonce)[:8])
+        except (ValueError, struct.error):
+            return False
+        genuine = hmac.compare_digest(self.issue(made).encode(), nonce.encode("utf-8", "surrogatepass"))
+        return genuine and now - NONCE_AGE < made <= now + LEEWAY
+
+
 class ProofVerifier:
     """Accepts each DPoP proof once.
 
@@ -81,6 +114,7 @@ class ProofVerifier:
             proxy removes from the path. A proof must name this URL followed by the path that arrives here. Headers
             like `Host` are not read, because the sender chooses them. Leave out the prefix of a `Mount` or of
             `uvicorn --root-path`, because the path that arrives here contains it.
+        nonces: makes server nonces. If given, a proof must hold a current nonce; else only `iat` bounds a proof's age.
         replays: remembers used proofs; by default `MemoryReplays`, which serves only one process.
         clock: epoch seconds.
     """
@@ -89,6 +123,7 @@ class ProofVerifier:
         self,
         *,
         public_url: str,
+        nonces: Nonces | None = None,
         replays: Replays | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,7 +131,7 @@ class ProofVerifier:
         if target is None or any(mark in public_url for mark in "?#"):
             raise ConfigError("`public_url` must be an absolute URL without a query, such as https://bank.example")
         self._url = target.rstrip("/")
-        self._clock = clock
+        self._nonces, self._clock = nonces, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> None:
@@ -104,8 +139,11 @@ class ProofVerifier:
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
-        now = self._clock()
-        jti = read_proof(proof, htm=method, htu=self._url + path, token=token, jkt=jkt, now=now)
+        now, nonces = self._clock(), self._nonces
+        request: Any = {"htm": method, "htu": self._url + path, "token": token, "jkt": jkt}
+        if nonces is not None:
+            request["is_nonce"] = lambda nonce: nonces.accepts(nonce, now)
+        jti = read_proof(proof, now=now, **request)
         # Ask the store last, so that only the holder of the key can fill it. The key is part of the id, so that nobody
         # can use up the id of another holder's proof.
         proof_id = hashlib.sha256(f"{jkt} {jti}".encode("utf-8", "surrogatepass")).hexdigest()
@@ -117,3 +155,7 @@ class ProofVerifier:
             raise CredentialError(Code.STATUS_UNAVAILABLE, f"used proofs: {type(exc).__name__}") from exc
         if not first:
             raise CredentialError(Code.PROOF_REPLAYED)
+
+    def nonce(self) -> str | None:
+        """Return a new server nonce, or `None` if proofs need none."""
+        return None if self._nonces is None else self._nonces.issue(self._clock())

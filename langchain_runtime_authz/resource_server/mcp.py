@@ -110,7 +110,7 @@ class ProtectedMcp(ProtectedApp):
             await self._admit(scope, again, self._listed(scope, send), self._server.of)
             return
         if isinstance(method, str) and method in OPEN:
-            await self._app(scope, again, send)
+            await self._app(scope, again, self._with_nonce(send))
             return
         if method != "tools/call":
             await super()._guarded(scope, again, send)

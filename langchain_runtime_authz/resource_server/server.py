@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_runtime_authz.credential.authorization_details import ORDERED, check_call
 from langchain_runtime_authz.credential.signer import ALGORITHMS
@@ -44,6 +45,7 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     Code.KEYS_UNAVAILABLE: (503, None),
     Code.PROOF_INVALID: (401, "invalid_dpop_proof"),
     Code.PROOF_LIMIT: (429, None),  # RFC 6585 §4
+    Code.PROOF_NONCE: (401, "use_dpop_nonce"),
     Code.PROOF_REPLAYED: (401, "invalid_dpop_proof"),
     Code.STATUS_UNAVAILABLE: (503, None),
 }
@@ -80,6 +82,8 @@ class BearerServer(Generic[T_co]):
     def refusal(self, code: str) -> Refusal:
         """Return the answer to an error `code` of `authenticate` (RFC 6750, 9449, 9728)."""
         headers = [("Cache-Control", "no-store")]
+        if (nonce := self.nonce()) is not None:
+            headers.append(("DPoP-Nonce", nonce))
         status, error = _ANSWERS.get(code, (401, "invalid_token"))
         if status in _WAIT:
             return Refusal(status, (*headers, ("Retry-After", "1")), code)
@@ -92,7 +96,7 @@ class BearerServer(Generic[T_co]):
             said += f', resource_metadata="{self._metadata.url}"'  # RFC 9728 §5.1
         if self._proofs is not None:
             headers.append(("WWW-Authenticate", f'DPoP {said}, algs="{" ".join(ALGORITHMS)}"'))
-        if not self._require_proof and error != "invalid_dpop_proof":
+        if not self._require_proof and error not in ("use_dpop_nonce", "invalid_dpop_proof"):
             headers.append(("WWW-Authenticate", f"Bearer {said}"))
         return Refusal(status, tuple(headers), code)
 
@@ -100,12 +104,15 @@ class BearerServer(Generic[T_co]):
         """Return the caller of a Starlette request, or raise like `authenticate`."""
         return await self.authenticate(**_request(connection))
 
-    async def __call__(self, request: Request) -> T_co:
+    async def __call__(self, request: Request, response: Response) -> T_co:
         """Return the caller to FastAPI, or raise an `HTTPException` with the answer."""
         try:
-            return await self.of(request)
+            caller = await self.of(request)
         except AuthzError as exc:
             raise self._http(exc) from None
+        if (nonce := self.nonce()) is not None:
+            response.headers["DPoP-Nonce"] = nonce
+        return caller
 
     def _http(self, error: AuthzError) -> HTTPException:
         refused = self.refusal(error.code)
@@ -115,6 +122,10 @@ class BearerServer(Generic[T_co]):
         for name, value in refused.headers:
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         return HTTPException(refused.status, refused.code, headers)
+
+    def nonce(self) -> str | None:
+        """Return a new DPoP nonce for an answer, or `None` if proofs need none."""
+        return None if self._proofs is None else self._proofs.nonce()
 
 
 def _request(connection: HTTPConnection) -> dict[str, Any]:
@@ -171,7 +182,7 @@ class ResourceServer(BearerServer[Credential]):
 
     def for_call(
         self, tool: str, args: Demanded, *, step: str | None = None, accept: Collection[str] | None = ORDERED
-    ) -> Callable[[Request], Awaitable[Credential]]:
+    ) -> Callable[[Request, Response], Awaitable[Credential]]:
         """Return a dependency for one call: `Depends(server.for_call("pay", read_args))`.
 
         `args` receives the request and returns the arguments that the service will use, by their names in the tool's
@@ -180,8 +191,8 @@ class ResourceServer(BearerServer[Credential]):
         """
         narrowed = self.for_tools(tool)
 
-        async def dependency(request: Request) -> Credential:
-            credential = await narrowed(request)
+        async def dependency(request: Request, response: Response) -> Credential:
+            credential = await narrowed(request, response)
             try:
                 found = args(request)
                 demanded = await found if inspect.isawaitable(found) else found
@@ -332,7 +343,20 @@ class ProtectedApp:
             await send_refusal(self._server.refusal(exc.code), scope, send)
             return
         scope.setdefault("state", {})["credential"] = credential
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, self._with_nonce(send))
+
+    def _with_nonce(self, send: Send) -> Send:
+        nonce = self._server.nonce()
+        if nonce is None:
+            return send
+        header = (b"dpop-nonce", nonce.encode())
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        return sending
 
 
 def bearer_token(given: list[str]) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
     IntrospectionClient,
@@ -102,6 +102,7 @@ def resource_server(
     *,
     status: str = "ledger",
     tenant: str = "default",
+    nonces: bool = False,
     origin: str | None = None,
     **options: Any,
 ) -> ResourceServer:
@@ -114,7 +115,7 @@ def resource_server(
     return ResourceServer(
         verifier=Verifier(issuer=authz.issuer.issuer, jwks=JwksClient(f"{issuer_url}/jwks", min_refresh=0.05, timeout=30)),
         audience=audience, tenant=tenant, status=statuses[status](),
-        proofs=ProofVerifier(public_url=origin or audience), **options,
+        proofs=ProofVerifier(public_url=origin or audience, nonces=Nonces() if nonces else None), **options,
     )
 
 

@@ -22,7 +22,7 @@ from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import TokenExchange
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint
 from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import Offline
@@ -125,11 +125,11 @@ def proofs_of(header: Any, claims: Any) -> str:
 
 @given(
     st.dictionaries(st.sampled_from(["typ", "alg", "jwk", "kid"]), json_values | words | st.just("dpop+jwt"), max_size=4),
-    st.dictionaries(st.sampled_from(["jti", "htm", "htu", "iat", "ath"]), json_values, max_size=6),
+    st.dictionaries(st.sampled_from(["jti", "htm", "htu", "iat", "ath", "nonce"]), json_values, max_size=6),
 )
 @settings(max_examples=300, deadline=None)
 def test_a_proof_is_read_or_refused(header: dict[str, Any], claims: dict[str, Any]) -> None:
-    """Properly signed nonsense is refused, with its code."""
+    """Properly signed nonsense is refused, with one of two codes."""
     jwk = {k: v for k, v in KEY.public_jwk().items() if k in ("kty", "crv", "x", "y")}
     for head in (header, {"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk}):
         try:
@@ -138,6 +138,13 @@ def test_a_proof_is_read_or_refused(header: dict[str, Any], claims: dict[str, An
             assert exc.code == "proof_invalid"
         else:
             raise AssertionError("nonsense was believed")
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_no_text_is_a_nonce(text: str) -> None:
+    """Only what was issued is accepted."""
+    assert not Nonces(b"k" * 32).accepts(text, 1_764_000_000)
 
 
 headers = st.lists(
@@ -154,7 +161,7 @@ headers = st.lists(
 def test_any_request_has_an_answer(given_headers: list[tuple[str, str]], path: str) -> None:
     """Whatever is sent: refused with a code that has an HTTP answer of plain ASCII headers."""
     server = ResourceServer(
-        verifier=VERIFIER, audience=BANK, tenant=None, status=Offline(), proofs=ProofVerifier(public_url=BANK)
+        verifier=VERIFIER, audience=BANK, tenant=None, status=Offline(), proofs=ProofVerifier(public_url=BANK, nonces=Nonces())
     )
     try:
         asyncio.run(server.authenticate(method="POST", path=path, headers=given_headers))

@@ -14,7 +14,7 @@ from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.dpop_proof import ProofKey, read_proof, token_digest
 from langchain_runtime_authz.credential.signer import SigningKey, jwk_thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
-from langchain_runtime_authz.resource_server.dpop import MemoryReplays, ProofVerifier
+from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from tests.threads import together
 from tests.unit_tests.credential.tokens import b64
@@ -104,7 +104,7 @@ def test_a_proof_key_stays() -> None:
     {"htu": "https://bank.example/payments/../payments"}, {"htu": "//bank.example/payments"},
     {"htu": "https://bank.example\\@evil.example/payments"}, {"htu": "https://bank.example/PAYMENTS"},
     {"iat": ...}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True}, {"iat": NOW - 31}, {"iat": NOW + 6},
-    {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"},
+    {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"}, {"nonce": 1}, {"nonce": "x" * 513},
 ], ids=lambda c: ascii(c)[:60])
 def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
     """Another method, URL, token, time, or a claim of another type: refused, although properly signed."""
@@ -279,10 +279,28 @@ def test_a_failing_memory_refuses() -> None:
     assert code_of(verifier(replays=Broken()), made()) == "status_unavailable"
 
 
+def test_a_nonce_is_the_servers_and_fresh() -> None:
+    """Missing, made up, altered, of another server or too old: `proof_nonce`, and nothing is used up."""
+    clock = FrozenClock()
+    nonces = Nonces(b"s" * 32)
+    server = verifier(clock, nonces=nonces)
+    good = server.nonce()
+    assert good is not None
+    others = [None, "", "x", "A" * 32, good[:-1], good[:-1] + ("B" if good[-1] == "A" else "A"), Nonces().issue(NOW), "\ud800" * 40]
+    for nonce in others:
+        assert code_of(server, made({} if nonce is None else {"nonce": nonce})) == "proof_nonce"
+    check(server, made({"nonce": good}))
+    assert Nonces(b"s" * 32).accepts(good, NOW)  # another process of the same service
+    clock.now += 300
+    assert code_of(server, made({"jti": "p-2", "nonce": good, "iat": NOW + 300})) == "proof_nonce"
+    assert code_of(server, made({"jti": "p-3", "nonce": nonces.issue(NOW + 400), "iat": NOW + 300})) == "proof_nonce"
+    assert verifier().nonce() is None
+
+
 @pytest.mark.parametrize("make", [
     *(lambda url=url: verifier(public_url=url) for url in (
         "", "/api", "bank.example/api", "https://bank.example/api?x=1", "https://bank.example/api#x", "https://u@bank.example/api",
-    )), lambda: MemoryReplays(0), lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
+    )), lambda: Nonces(b"short"), lambda: MemoryReplays(0), lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
 ])
 def test_settings_can_not_weaken(make: Any) -> None:
     """What would loosen a check is refused at construction."""

@@ -29,7 +29,7 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.resource_server.dpop import MemoryReplays, ProofVerifier
+from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
     IntrospectionClient,
@@ -92,10 +92,10 @@ def asked(app: Any, headers: Any = (), path: str = "/pay", **options: Any) -> ht
     return asyncio.run(ask())
 
 
-def proved(key: ProofKey, url: str = "/pay", **changes: Any) -> dict[str, str]:
+def proved(key: ProofKey, url: str = "/pay", nonce: str | None = None, **changes: Any) -> dict[str, str]:
     """A token bound to the key, with a proof of a request to this URL."""
     bound = token(cnf_jkt=key.jkt, **changes)
-    proof = key.proof("POST", url if "://" in url else BANK + url, token=bound)
+    proof = key.proof("POST", url if "://" in url else BANK + url, token=bound, nonce=nonce)
     return {"Authorization": f"DPoP {bound}", "DPoP": proof}
 
 
@@ -226,6 +226,31 @@ async def test_a_path_is_what_arrived(raw: bool, path: str, arrives: str) -> Non
     expected = arrives if raw else {"/a b/c": "/a%20b/c", "/a/b/c": "/a/b/c", "/a%2Fb/c": "/a%252Fb/c"}[path]
     for url in ("/a%20b/c", "/a%2Fb/c", "/a/b/c", "/a%252Fb/c"):
         assert await code(url) == ("believed" if url == expected else "proof_invalid")
+
+
+def test_a_service_without_proofs_serves_bearer_tokens() -> None:
+    """As a dependency and in front of an application; there is no nonce to tell."""
+    made = server(proofs=None)
+    for app in (app_of(made), ProtectedApp(app_of(made), made)):
+        answer = asked(app, {"Authorization": f"Bearer {token()}"})
+        assert answer.status_code == 200 and "dpop-nonce" not in answer.headers
+
+
+def test_a_nonce_is_told_with_each_answer() -> None:
+    """`use_dpop_nonce` with the nonce (RFC 9449 §9), and the next one with what is served."""
+    app, key = app_of(server(proofs=ProofVerifier(public_url=BANK, nonces=Nonces()))), ProofKey()
+    mine = token(cnf_jkt=key.jkt)
+    headers = {"Authorization": f"DPoP {mine}", "DPoP": key.proof("POST", BANK + "/pay", token=mine)}
+    first = asked(app, headers)
+    assert 'error="use_dpop_nonce"' in challenge(first)
+    nonce = first.headers["dpop-nonce"]
+    again = asked(app, {**headers, "DPoP": key.proof("POST", BANK + "/pay", token=mine, nonce=nonce)})
+    assert (again.status_code, len(again.headers["dpop-nonce"])) == (200, len(nonce))
+    made = server(proofs=ProofVerifier(public_url=BANK, nonces=Nonces()))
+    in_front = ProtectedApp(app_of(server()), made)
+    headers["DPoP"] = key.proof("POST", BANK + "/pay", token=mine, nonce=asked(in_front, headers).headers["dpop-nonce"])
+    served = asked(in_front, headers)
+    assert (served.status_code, len(served.headers["dpop-nonce"])) == (200, len(nonce))
 
 
 def test_the_guard_in_front_of_an_application() -> None:
