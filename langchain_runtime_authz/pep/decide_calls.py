@@ -31,7 +31,7 @@ from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import enforceable
 from langchain_runtime_authz.pep.outdated_reads import outdated_tools
 from langchain_runtime_authz.pep.request_builder import call_request, wants_more
-from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.run import LEASE_TTL, Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
 _BEGUN: Final[Mapping[CallState, Code]] = {
@@ -150,7 +150,7 @@ def _load_facts(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         words.recorded = True
         yield mandate_event(run, words.compiled)
     lease = snapshot.lease
-    if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
+    if lease is not None and lease.expires_at - snapshot.now < LEASE_TTL / 2:
         yield from renew_lease(run, snapshot)
     for _, _, mandate, _ in compared:  # all ordered calls have the same mandate
         if mandate is not None and (scope := counting_scope(run, mandate)) is not None:

@@ -21,7 +21,7 @@ from langchain_runtime_authz.pep.calls_in_doubt import revoke_late
 from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import changes_owed, enforceable, is_keepable
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, Status
+from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME, Commit, Evaluate, Flow, Load, Run, Status
 
 MAX_KEPT: Final = 256  # number of permits cached per agent and root entry
 JUST_NOW: Final = 1.0  # seconds after a node's entry in which its first model call needs no new check
@@ -52,7 +52,7 @@ def decide_step(
         snapshot: Snapshot = known or (yield (Load, run.scope, Query(jti=run.jti, agent=run.agent)))
         run.local.looked = time.monotonic(), snapshot
         now, lease = snapshot.now, snapshot.lease
-        if lease is not None and lease.expires_at - now < run.engine.lease_ttl / 2:
+        if lease is not None and lease.expires_at - now < LEASE_TTL / 2:
             yield from renew_lease(run, snapshot)
         dead = lease_refusal(run, snapshot) or refuse
         if dead is not None:
@@ -112,8 +112,8 @@ def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, C
 def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
     """Cache a permit for its `ttl` or for the run, unless the grant expires."""
     ends = run.grant is not None and run.grant.expires_at is not None
-    said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
-    lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
+    said = 0 if ends else min(found.ttl, LEASE_TTL / 2)
+    lasts = MAX_LIFETIME if lasting and not (found.ttl or ends) else said
     if lasts and found.outcome == "permit" and is_keepable(found, key[-1]) and len(run.local.permits) < MAX_KEPT:
         run.local.permits[key] = found, began + lasts
     return found

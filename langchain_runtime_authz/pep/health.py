@@ -18,7 +18,7 @@ from langchain_runtime_authz.identity.workload import StaticIdentity
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.thread_state import Thread, take_snapshot
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import Engine, EntryState, Run, agent_id, new_id
+from langchain_runtime_authz.pep.run import LEASE_TTL, Engine, EntryState, Run, agent_id, new_id
 
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer is cached
@@ -107,7 +107,7 @@ class HealthCheck:
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
         named = replace(engine, identity=StaticIdentity())  # the application's identity may hang
-        entry, ends = EntryState("health", started_at=now), now + engine.lease_ttl
+        entry, ends = EntryState("health", started_at=now), now + LEASE_TTL
         run = Run(named, scope, subject, new_id(), entry, ("health",), new_id(), expires_at=ends)
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
         body = request_json(run, take_snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)

@@ -9,7 +9,7 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Lease, Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease, TakeLease
 from langchain_runtime_authz.pep import calls_in_doubt
-from langchain_runtime_authz.pep.run import Commit, Flow, Run
+from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME, Commit, Flow, Run
 
 # After these codes of `lease_refusal`, the run stops. After `stale_epoch` it continues, and calls get error messages.
 OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE_EXPIRED, Code.WORKLOAD_UNPROVEN))
@@ -44,7 +44,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.STALE_EPOCH
     if lease.state != "live":
         return Code.LEASE_ENDED
-    if snapshot.now >= lease.started_at + run.engine.max_lifetime:
+    if snapshot.now >= lease.started_at + MAX_LIFETIME:
         return Code.LEASE_EXPIRED
     try:
         ends = run.engine.identity.expires_at
@@ -59,7 +59,7 @@ def renew_lease(run: Run, snapshot: Snapshot) -> Flow[None]:
     yield from calls_in_doubt.record_ends(engine, run.scope)
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
         until = engine.lease_end(snapshot.now, lease.started_at)
-        if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
+        if lease.expires_at - snapshot.now < LEASE_TTL / 2 and until > lease.expires_at:
             yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
             run.expires_at = until
             snapshot.lease = replace(lease, expires_at=until)

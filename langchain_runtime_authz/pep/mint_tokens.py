@@ -18,7 +18,7 @@ from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.lease import renew_lease
-from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, Write, adrive, agent_id, drive
+from langchain_runtime_authz.pep.run import LEASE_TTL, Flow, Load, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
 TOKEN_TTL: Final = 60  # seconds
@@ -118,7 +118,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
         try:
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
             # Services that ask the ledger refuse tokens of a lapsed lease. So renew the lease in a long call.
-            if status in ("live", "ended") and run.expires_at - time.monotonic() + since < engine.lease_ttl / 2:
+            if status in ("live", "ended") and run.expires_at - time.monotonic() + since < LEASE_TTL / 2:
                 yield from renew_lease(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
         except Exception as exc:
             raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc

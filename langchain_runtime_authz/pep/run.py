@@ -23,7 +23,6 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, Scope, Snapshot
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.follow_ups import TurnInContext
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.decision_counts import DecisionCounts
@@ -53,16 +52,6 @@ NO_GUARD: Final = Guard("", 0)
 def new_id() -> str:
     """Return 128 random bits in hex, for run ids and jtis."""
     return urandom(16).hex()
-
-
-class Planner(Protocol):
-    """Compiles a mandate from the user's texts only."""
-
-    def plan(self, turn: TurnInContext) -> Mandate | None:
-        """Return the mandate of a turn, or `None`. Never raises."""
-        ...
-
-    async def aplan(self, turn: TurnInContext) -> Mandate | None: ...
 
 
 @runtime_checkable
@@ -117,17 +106,16 @@ class Engine:
     identity: Identity
     audit: AuditSink
     tenant: str
-    verifier: Verifier | None = None  # checks what an issuer outside this process has minted
-    lease_ttl: int = LEASE_TTL
-    max_lifetime: int = MAX_LIFETIME
+    verifier: Verifier  # checks what an issuer outside this process has minted
+    notifiers: Mapping[str, Notifier]
+    tools: Tools
+    agents: Mapping[str, AgentProfile]
     kill_switch: KillSwitch | None = None
     memory: ThreadMemory = field(default_factory=ThreadMemory)
-    notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
-    tools: Tools = field(default_factory=KnownTools)
-    agents: Mapping[str, AgentProfile] = field(default_factory=dict)
     tally: DecisionCounts = field(default_factory=DecisionCounts)
     recent: RecentDecisions = field(init=False)
-    planner: Planner | None = None
+    planner: Any = None
+    """Its `plan` and `aplan` take a `TurnInContext`, return a mandate or None, and never raise."""
     zone: ZoneInfo | None = None
     on_ask: Callable[[dict[str, Any]], Any] | None = None
     on_unknown: Callable[[Any], Any] | None = None
@@ -185,7 +173,7 @@ class Engine:
 
     def lease_end(self, now: float, started_at: int) -> int:
         """Return when a lease expires: never later than the workload's identity."""
-        until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
+        until, ends = min(int(now) + LEASE_TTL, started_at + MAX_LIFETIME), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
     def count_failure(self, exc: BaseException) -> Code:

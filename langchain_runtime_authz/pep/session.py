@@ -72,9 +72,6 @@ class Session:
             return ()
         return question_lines(self._run, last)
 
-    def __repr__(self) -> str:
-        return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
-
     def __enter__(self) -> Self:
         return self
 
