@@ -138,7 +138,6 @@ PAUSE: Final = 0.35  # seconds for a line on a terminal
 class TriedCall(NamedTuple):
     """A call that the agent tried, and what became of it."""
 
-    step: int
     tried: str
     decision: str
     reason: str
@@ -153,7 +152,7 @@ class Performance(NamedTuple):
     rows: list[TriedCall]
 
 
-def play_both(console: Console, log: Path | None = None) -> list[TriedCall]:
+def play_both(console: Console, log: Path | None = None) -> None:
     """Play the script protected, then unprotected, and print the difference.
 
     `log` is the file for the protected run's decision log, contents included.
@@ -162,7 +161,6 @@ def play_both(console: Console, log: Path | None = None) -> list[TriedCall]:
     twin = play_once(protected=False)
     console.print(_table(protected.rows))
     console.print(_closing(protected.bank, twin.bank))
-    return protected.rows
 
 
 def play_once(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
@@ -241,7 +239,7 @@ class _Stage:
             decision, reason = f"asked, {decision}", self._answers[message.tool_call_id]
         happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
         tried = self._planned[message.tool_call_id]
-        self.rows.append(TriedCall(len(self.rows) + 1, tried, decision, reason, happened, epoch))
+        self.rows.append(TriedCall(tried, decision, reason, happened, epoch))
         self.say(f"  {decision}{f' ({reason})' if reason else ''}: {happened}", _STYLES.get(decision, "green"))
 
     def _decided(self) -> tuple[str, str, int]:

@@ -136,17 +136,11 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
 
 
 def test_a_copy_that_pays_is_a_side_effect() -> None:
-    """Also where the original, a read, was asked before."""
-    read = ToolProfile(effect="read")
-    assert (read.side_effect, read.needs_mandate) == (False, False)
+    """Also where the original, a read, was asked before; and one that deletes is not inside."""
+    read, inside = ToolProfile(effect="read"), ToolProfile(effect="write", sink="internal")
+    assert (read.side_effect, read.needs_mandate, inside.inside) == (False, False, True)
     pays = read.model_copy(update={"effect": "pay"})
-    assert (pays.side_effect, pays.needs_mandate) == (True, True)
-
-
-def test_a_copy_that_leaves_is_not_inside() -> None:
-    inside = ToolProfile(effect="write", sink="internal")
-    assert inside.inside
-    assert not inside.model_copy(update={"sink": "external"}).inside and not raise_by_hints(inside, None, "delete_file").inside
+    assert (pays.side_effect, pays.needs_mandate, raise_by_hints(inside, None, "delete_file").inside) == (True, True, False)
 
 
 @pytest.mark.parametrize(("fields", "field"), [

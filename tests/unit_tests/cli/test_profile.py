@@ -384,11 +384,7 @@ def test_orders_of_two_tools_that_are_alike_are_a_note(run: Callable[..., Any], 
     assert "cancel_order, cancel_visit: `cancel …` orders each" in result.stderr
 
 
-def test_ready_profiles_by_name_and_beside_ones_own() -> None:
-    """A name, or a mapping that overrides it; another text is a path."""
-    assert "shell" in RuntimeAuthz(profiles="langchain").profiles.declared
-    both = ["langchain", {"shell": {"effect": "admin", "class": "secret"}}]
-    assert RuntimeAuthz(profiles=both).profiles.declared["shell"].data_class == "secret"
+def test_a_name_that_no_ready_set_has_is_a_path() -> None:
     with pytest.raises(ConfigError, match=r"`langchains` is neither .* like `langchain`"):
         load_profiles("langchains")
     with pytest.raises(ConfigError, match="cannot be read"):
