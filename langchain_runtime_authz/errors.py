@@ -15,11 +15,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["RETRY", "AlreadyProtected", "AuditError", "AuthzDenied", "AuthzError", "Code", "ConfigError",
-           "CredentialError", "LedgerError", "MappingError", "PDPError", "failure_code", "meaning_and_remedy", "sentence",
-           "unreadable", "wrong_field"]  # fmt: skip
-
-
 RETRY: Final = {
     "now": "yes, at once",
     "later": "yes, when the cause is gone",
