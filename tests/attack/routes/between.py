@@ -1,11 +1,7 @@
 """Roads through a graph's own loop: code that runs between nodes, where no gate is around it."""
 
 from langchain_core.callbacks import AsyncCallbackHandler
-from langgraph.cache.memory import InMemoryCache
-from langgraph.config import get_store
-from langgraph.managed.base import ManagedValue
 from langgraph.stream import StreamTransformer
-from langgraph.types import CachePolicy, TracePolicy
 from pydantic import field_validator
 
 from .._kit import *
@@ -35,65 +31,6 @@ def _reducer(kit: Kit, bank: Bank) -> Play:
 
     state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
     return _graph(kit, state_with, lambda state: {"said": "spoken"}, {"said": "x"})
-
-
-def _validator(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    class State(BaseModel):
-        said: str = ""
-
-        @field_validator("said")
-        @classmethod
-        def check(cls, value: str) -> str:
-            pay.invoke(SENT)
-            return value
-
-    return _graph(kit, State, lambda state: {}, {"said": "x"})
-
-
-def _retry(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-    tried: list[bool] = []
-
-    def again(exc: Exception) -> bool:
-        pay.invoke(SENT)
-        return True
-
-    def step(state: Any) -> dict[str, Any]:
-        tried.append(True)
-        if len(tried) == 1:
-            raise ConnectionError
-        return {}
-
-    return _graph(kit, _Plain, step, {"said": "x"}, retry_policy=RetryPolicy(initial_interval=0, jitter=False, retry_on=again))
-
-
-def _callback(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    class Handler(BaseCallbackHandler):
-        raise_error = run_inline = True
-
-        def on_chain_end(self, outputs: Any, *, parent_run_id: Any = None, **kwargs: Any) -> None:
-            if parent_run_id is None:
-                pay.invoke(SENT)
-
-    graph = kit.graph(chain({"step": lambda state: {}}, _Plain).with_config(callbacks=[Handler()]))
-    return graph_play(graph, {"said": "x"})
-
-
-def _cache_key(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    def key(given: Any) -> str:
-        pay.invoke(SENT)
-        return "one"
-
-    builder = StateGraph(_Plain)
-    builder.add_node("step", lambda state: {}, cache_policy=CachePolicy(key_func=key))
-    builder.add_edge(START, "step")
-    return graph_play(kit.graph(builder.compile(cache=InMemoryCache())), {"said": "x"})
 
 
 def _given_callback(kit: Kit, bank: Bank) -> Play:
@@ -226,88 +163,20 @@ def _error_handler(kit: Kit, bank: Bank) -> Play:
     return _graph(kit, _Plain, step, {"said": "x"}, error_handler=handle)
 
 
-def _embedding(kit: Kit, bank: Bank) -> Play:
+def _checkpointer(kit: Kit, bank: Bank) -> Play:
+    """A checkpointer of one's own, which is also asked before a graph begins."""
     pay: BaseTool = kit.tool(bank.tool())
 
-    def embed(texts: Any) -> Any:
-        pay.invoke(SENT)
-        return [[0.0, 0.0] for _ in texts]
+    class Saver(InMemorySaver):
+        done = False
 
-    def step(state: Any) -> dict[str, Any]:
-        get_store().put(("x",), "key", {"text": "x"})
-        return {}
+        def get_tuple(self, config: Any) -> Any:
+            if not self.done:
+                self.done = True
+                pay.invoke(SENT)
+            return super().get_tuple(config)
 
-    store = InMemoryStore(index={"embed": embed, "dims": 2})
-    return graph_play(kit.graph(chain({"step": step}, _Plain, store=store)), {"said": "x"})
-
-
-def _trace_policy(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    def processed(given: Any) -> Any:
-        pay.invoke(SENT)
-        return given
-
-    return _graph(kit, _Plain, lambda state: {}, {"said": "x"}, trace_policy=TracePolicy(process_inputs=processed))
-
-
-def _managed(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    class Left(ManagedValue[int]):
-        @staticmethod
-        def get(scratchpad: Any) -> int:
-            pay.invoke(SENT)
-            return 1
-
-    state_with = TypedDict("state_with", {"said": str, "left": Annotated[int, Left]})
-    return _graph(kit, state_with, lambda state: {}, {"said": "x"})
-
-
-def _context(kit: Kit, bank: Bank) -> Play:
-    pay: BaseTool = kit.tool(bank.tool())
-
-    class Context(BaseModel):
-        who: str
-
-        @field_validator("who")
-        @classmethod
-        def check(cls, value: str) -> str:
-            pay.invoke(SENT)
-            return value
-
-    builder = StateGraph(_Plain, context_schema=Context)
-    builder.add_node("step", lambda state: {})
-    builder.add_edge(START, "step")
-    graph, given, context = kit.graph(builder.compile()), {"said": "x"}, {"who": "x"}
-    return Play(lambda: graph.invoke(given, context=context), lambda: graph.ainvoke(given, context=context), graph)
-
-
-def _checkpointer(when: str) -> Callable[[Kit, Bank], Play]:
-    """A checkpointer of one's own, which is also asked before a graph begins and after it ends."""
-
-    def build(kit: Kit, bank: Bank) -> Play:
-        pay: BaseTool = kit.tool(bank.tool())
-
-        class Saver(InMemorySaver):
-            done = False
-
-            def _once(self, called: str) -> None:
-                if called == when and not self.done:
-                    self.done = True
-                    pay.invoke(SENT)
-
-            def get_tuple(self, config: Any) -> Any:
-                self._once("read")
-                return super().get_tuple(config)
-
-            def put(self, *args: Any) -> Any:
-                self._once("write")
-                return super().put(*args)
-
-        return graph_play(kit.graph(chain({"step": lambda state: {}}, _Plain, checkpointer=Saver())), {"said": "x"}, THREAD)
-
-    return build
+    return graph_play(kit.graph(chain({"step": lambda state: {}}, _Plain, checkpointer=Saver())), {"said": "x"}, THREAD)
 
 
 def _transformer(kit: Kit, bank: Bank) -> Play:
@@ -337,22 +206,13 @@ BOTH = ("entry", "guard")
 OUTSIDE = "the code runs outside every run: guard the tool"
 
 ROUTES = [
-    Route("trace_policy", "a tool called by a node's trace policy", _trace_policy, closed_by=BOTH),
-    Route("managed_value", "a tool called by a managed value of the state", _managed, closed_by=BOTH),
-    Route("context", "a tool called by a validator of the context's schema", _context, closed_by=BOTH),
-    Route("checkpointer_read", "a tool called by a checkpointer as it is read, before the graph begins", _checkpointer("read"), closed_by=("guard",), open=OUTSIDE),
-    Route("checkpointer_write", "a tool called by a checkpointer as it is written", _checkpointer("write"), closed_by=BOTH),
+    Route("checkpointer_read", "a tool called by a checkpointer as it is read, before the graph begins", _checkpointer, closed_by=("guard",), open=OUTSIDE),
     Route("transformer", "a tool called by a stream transformer that the graph was compiled with", _transformer, closed_by=("guard",), open=OUTSIDE),
     Route("reducer", "a tool called by a channel's reducer", _reducer, closed_by=BOTH),
-    Route("validator", "a tool called by a validator of the state's schema", _validator, closed_by=BOTH),
-    Route("retry_on", "a tool called by a retry policy's `retry_on`", _retry, closed_by=BOTH),
-    Route("cache_key", "a tool called by a cache policy's `key_func`", _cache_key, closed_by=BOTH),
-    Route("callback", "a tool called by a callback handler that the graph was made with", _callback, closed_by=BOTH),
     Route("edge", "a tool called by the function of a conditional edge", _edge, closed_by=BOTH),
     Route("update_state", "the same, as `update_state` goes along the edge", _update_state, closed_by=("guard",), open=OUTSIDE),
     Route("read_state", "a tool called by a channel's reducer, as `get_state` shows a paused step", _read_state, closed_by=("guard",), open=OUTSIDE),
     Route("read_history", "a tool called by a validator of the state's schema, as `get_state_history` shows it", _read_history, closed_by=("guard",), open=OUTSIDE),
     Route("error_handler", "a tool called by a node's `error_handler`", _error_handler, closed_by=BOTH),
-    Route("embedding", "a tool called by the embedding function of the graph's store", _embedding, closed_by=BOTH),
     Route("given_callback", "a tool called by a callback handler that comes with a call", _given_callback, closed_by=BOTH),
 ]
