@@ -1,10 +1,7 @@
-"""Many instances and copies: whatever is shared, copied, reloaded or forked, one decision per call and none lost."""
+"""Many instances and copies: whatever is shared, copied or forked, one decision per call and none lost."""
 
 import copy
 import os
-import subprocess
-import sys
-import textwrap
 
 from langgraph.errors import InvalidUpdateError
 
@@ -222,90 +219,6 @@ def test_two_instances_side_by_side(form: str, ran: Any) -> None:
     assert ran == [("read", "a"), PAID]
     assert [{r.subject.id for r in calls_of(pdp)} for pdp in pdps] == [{"alice"}, {"bob"}]
     assert [len(calls_of(pdp)) for pdp in pdps] == [2, 2]
-
-
-PROGRAM = """
-import importlib, json, sys, warnings
-warnings.simplefilter("ignore")
-sys.path[:0] = [{tests!r}, {here!r}]
-import user_module
-from langchain_runtime_authz.testing import StaticPDP
-
-def played(module):
-    module.ran.clear(); module.pdp.bodies.clear()
-    with module.authz.run(subject="alice", task="Pay"):
-        try:
-            module.graph.invoke({{"messages": [("user", "Pay the bill")]}})
-            error = None
-        except BaseException as exc:
-            error = type(exc).__name__
-    asked = sorted(r.resource.id for r in module.pdp.requests if r.action.name == "tools/call")
-    return {{"ran": [r[0] for r in module.ran], "asked": asked, "error": error}}
-"""
-
-MODULE = """
-from langchain_runtime_authz import RuntimeAuthz
-from tests.attack._graphs import PAY, READ, PROFILES, deny_only, hand_written, pay_tool, read_tool, replying
-
-ran = []
-pdp = deny_only("pay")
-authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
-graph = authz.protect(hand_written(replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]))
-"""
-
-
-def in_process(tmp_path: Path, body: str) -> Any:
-    """What a program of its own prints: `played` runs the user's module's graph under its own policy."""
-    (tmp_path / "user_module.py").write_text(MODULE)
-    program = PROGRAM.format(tests=str(Path(__file__).parents[2]), here=str(tmp_path)) + textwrap.dedent(body)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
-
-ONCE = {"ran": ["read"], "asked": ["pay", "read"], "error": None}
-
-
-def test_reloads_open_no_door(tmp_path: Path) -> None:
-    """Graphs of before and after a reload of the user's module or of the package are decided once a call.
-
-    Whichever module of the package alone is reloaded under a protected graph: the denied tool does not run.
-    """
-    outcome = in_process(
-        tmp_path,
-        """
-        def before():
-            old = type(sys)("old"); old.__dict__.update(vars(user_module))
-            return old
-
-        old = before()
-        importlib.reload(user_module)
-        once = [played(old), played(user_module), played(old)]
-
-        old = before()
-        names = [n for n in list(sys.modules) if n.split(".")[0] == "langchain_runtime_authz"]
-        for name in sorted(names, key=lambda n: list(sys.modules).index(n)):
-            importlib.reload(sys.modules[name])
-        once.append(played(old))
-        kind = type(old.graph)
-        old.authz.protect(old.graph)
-        assert type(old.graph) is kind, "protected twice"
-        once.append(played(old))
-        for name in [n for n in sys.modules if n.startswith("tests.attack")]:
-            importlib.reload(sys.modules[name])
-        importlib.reload(user_module)
-        once += [played(user_module), played(old)]
-
-        alone = {}
-        for name in sorted(n for n in list(sys.modules) if n.startswith("langchain_runtime_authz.")):
-            importlib.reload(sys.modules[name])
-            alone[name] = "pay" in played(user_module)["ran"]
-        print(json.dumps([once, alone]))
-        """,
-    )
-    once, alone = outcome
-    assert once == [ONCE] * 7 and len(alone) > 30
-    assert [name for name, paid in alone.items() if paid] == []
 
 
 def default_graph(ran: list[Any], audit: Any = None) -> tuple[RuntimeAuthz, Any]:
