@@ -168,18 +168,6 @@ def test_protecting_again_changes_nothing(form: str, ran: Any) -> None:
     decided_once(authz, pdp, inner, ran, form)
 
 
-def test_a_graphs_transformers_are_found_as_they_were_given() -> None:
-    """Each stands where it stood, once, and is found by whoever looks for it, however often the graph is protected."""
-    graph = agent_graph(replying([]), [])
-    given = list(graph.stream_transformers)
-    assert given
-    authz = authz_with(deny_only("pay"))
-    for _ in range(2):
-        kept = list(authz.protect(graph).stream_transformers)
-        assert kept == given and {*kept} == {*given}
-        assert [kept.index(factory) for factory in given] == [*range(len(given))]
-
-
 def test_builder_protected_twice_and_compiled_twice(ran: Any) -> None:
     """Every graph of a protected builder is protected; protecting the builder or its graphs again adds nothing."""
     pdp = deny_only("pay")
