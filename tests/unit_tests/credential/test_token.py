@@ -123,14 +123,11 @@ def test_a_claim_of_another_type_is_refused(claims: object) -> None:
     assert refused(forged(claims)[: 16 * 1024]) == "credential_invalid"
 
 
-@pytest.mark.parametrize(("claims", "header", "code"), [
-    ({"exp": NOW + 66}, {}, "credential_invalid"), ({"exp": NOW}, {}, "credential_invalid"),
-    ({"iat": NOW + 6}, {}, "credential_not_yet_valid"), ({}, {"alg": "EdDSA"}, "credential_key"),
-    ({}, {"kid": 7}, "credential_invalid"),
-], ids=str)
-def test_bounds_that_no_published_vector_has(claims: dict[str, int], header: dict[str, Any], code: str) -> None:
+@pytest.mark.parametrize(("claims", "header"), [({"exp": NOW + 66}, {}), ({"exp": NOW}, {}), ({}, {"kid": 7})], ids=str)
+def test_bounds_that_no_published_vector_has(claims: dict[str, int], header: dict[str, Any]) -> None:
     """The vectors have all others (`test_token_vectors`)."""
-    assert refused(forged(changed(**claims), {"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})) == code
+    token = forged(changed(**claims), {"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})
+    assert refused(token) == "credential_invalid"
 
 
 def test_a_token_and_an_audience_have_one_spelling() -> None:
