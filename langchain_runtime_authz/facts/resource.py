@@ -13,16 +13,15 @@ from langchain_runtime_authz.facts.output_reading import parse_json_text
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-_PIECE: Final = 65_536  # characters that are encoded at once
 READ: Final = "read:"  # prefix of the ledger's marks for calls that read
 UNCHANGED: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
     """Return the resource that a call reads, named by `profile.resource`, or None."""
-    name = (
-        None if profile.resource is None else fill_template(profile.resource, {k: _written(v) for k, v in args.items()})
-    )
+    if profile.resource is None:
+        return None
+    name = fill_template(profile.resource, {k: _written(v) for k, v in args.items()})
     return None if name is None else one_spelling(name)
 
 
@@ -60,10 +59,7 @@ def content_version(profile: ToolProfile, output: object) -> str:
         record = parse_json_text(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
     text = output if isinstance(output, str) else json_text(output)
-    version = hashlib.sha256()
-    for at in range(0, len(text), _PIECE):
-        version.update(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
-    return version.hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def source_tools(traced: Mapping[str, Provenance]) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from langchain_runtime_authz.digest import fingerprint
@@ -42,8 +42,7 @@ class HumanText:
 
     def by(self, author: str, *, own: bool) -> HumanText:
         """Return a copy with this author, which is `own` only if the text was `own` too."""
-        own = self.own and own
-        return HumanText(self.digest, self.text, self.key, own, author, self.epoch, self.at, self.past, self.mixed)
+        return replace(self, author=author, own=self.own and own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,8 +109,8 @@ def _condition(condition: model.Condition) -> str:
             return f"is at least {_value(value)}"
         case model.AtMost(value=value):
             return f"is at most {_value(value)}"
-    assert isinstance(condition, model.Not)  # noqa: S101  (for the type checker)
-    return f"is not so that it {_condition(condition.condition)}"
+        case model.Not(condition=inner):
+            return f"is not so that it {_condition(inner)}"
 
 
 def _never(never: model.Never) -> str:

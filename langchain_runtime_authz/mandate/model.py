@@ -389,7 +389,7 @@ class Mandate(_Frozen):
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, without fields that are None."""
-        return self.model_dump(mode="json", exclude_defaults=False, exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True)
 
     def _repr_html_(self) -> str:
         rows = [

@@ -188,22 +188,6 @@ def test_nothing_is_covered_more_often_than_ordered(mandate, total, data):
     assert paid <= total
 
 
-@settings(max_examples=40)
-@given(st.lists(st.sampled_from(ROWS), min_size=1, max_size=10), st.integers(1, 3), st.integers(1, 2))
-def test_each_record_is_hit_as_often_as_ordered(sequence, limit, times):
-    each = {"to": m.Each("src", "rows.to", limit=limit), "sum": m.Each("src", "rows.sum", limit=limit)}
-    mandate = m.Mandate(steps=(m.Step("src", "read", {"id": "one"}), m.Step("do", "pay", each, times=times)))
-    kept, counts, hit = seen(WORLD), Counter(), Counter()
-    for row in sequence:
-        found = judge(mandate, ("pay", {"to": row["to"], "sum": row["sum"]}), kept, counts)
-        for counter, maximum, by in found.spends:
-            assert counts[counter] + by <= maximum
-            counts[counter] += by
-        hit[row["id"]] += found.standing == "covered"
-    assert all(n <= times for n in hit.values())
-    assert sum(hit.values()) <= times * limit
-
-
 def untrusted(note, text, other):
     """Return the world with an outsider's words in every field that one may write."""
     rows = [{**row, "note": note, "from": other} for row in ROWS]

@@ -168,15 +168,6 @@ def test_a_long_text_is_not_read_at_all(text, monkeypatch):
     assert len(compiled.dropped[0].what) <= 80
 
 
-@pytest.mark.parametrize("intent", ["pay", "pay {to} {amount}", "pay <to>", "<x>"])
-def test_hostile_schemas_raise_nothing(intent):
-    pay = {"pay": PROFILES["pay"].model_copy(update={"intent": (intent,)})}
-    for schema in (3, {"properties": 3, "required": 4}, {"required": [{}, []]}, {"properties": {"to": {"enum": 3, "anyOf": 5, "type": []}, 7: None}}):
-        compile_words(["Pay Bob 45 EUR"], pay, {"pay": schema})  # type: ignore[dict-item]
-    long = ToolProfile(effect="pay", critical={"r" * 200: "principal"}, intent=("pay",))
-    assert compile_words(["Pay Bob"], {"pay": long, "p" * 200: long}).mandate is None
-
-
 def test_an_instance_has_read_the_language_data() -> None:
     """A first call may be decided on an event loop, where a file must not be read."""
     languages.cache_clear()
