@@ -206,11 +206,9 @@ class ArgumentMatcher:
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
         """Return True if the step fixes all arguments of a read that fits."""
         for name, argument in step.args.items():
-            sure, ordered = True, getattr(argument, "value", ())
-            if isinstance(argument, model.OneOf):
-                ordered = argument.values
-            elif isinstance(argument, model.Own):
-                sure, ordered = len(self._call.own) == 1, self._call.own
+            sure, ordered = True, list[Any](model.literals(argument))
+            if isinstance(argument, model.Own):
+                sure, ordered = len(self._call.own) == 1, [*self._call.own]
             elif isinstance(argument, model.Field):
                 sure = bool(self._settled(argument, verbatim=verbatim))
                 ordered = [reads.values_at(o.value, argument.path) for o in self.fitting(argument.step)]

@@ -213,11 +213,10 @@ def match_call(
     call: CallFacts,
     profiles: Mapping[str, ToolProfile],
     outputs: Outputs,
-    taken: Collection[str] = (),
 ) -> MandateMatch:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `outputs`: what the reads returned. `taken`: ids of steps that count as done, whatever counters and outputs say.
+    `outputs`: what the reads returned.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -251,7 +250,7 @@ def match_call(
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         wait: _Wait | None = None
-        if after is not None and after.id not in taken:
+        if after is not None:
             # A side effect counts as taken after enough calls of which none is open, a read once its output is recorded.
             if after.tool not in profiles or profiles[after.tool].side_effect:
                 name = after.deed or after.id

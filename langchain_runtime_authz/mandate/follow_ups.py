@@ -21,9 +21,9 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days
 from langchain_runtime_authz.mandate.languages import singular, words_of
 from langchain_runtime_authz.mandate.message_places import Place, Texts, any_phrase
-from langchain_runtime_authz.mandate.model import Argument, Const, Mandate, Span, Step
+from langchain_runtime_authz.mandate.model import Argument, Const, Mandate, Span, Step, literals
 from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, says
-from langchain_runtime_authz.mandate.step_checks import StepCheck, values_of
+from langchain_runtime_authz.mandate.step_checks import StepCheck
 from langchain_runtime_authz.mandate.step_places import span_of_places
 from langchain_runtime_authz.mandate.value_matching import same_values
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
@@ -236,7 +236,7 @@ def _repeated(
         ):
             return None
         for order in orders:
-            if all(same_values(values_of(given.args[n]), values_of(order.args[n]), kind_of(profile, n)) for n in new):
+            if all(same_values(literals(given.args[n]), literals(order.args[n]), kind_of(profile, n)) for n in new):
                 return None  # it may only say again what was done
             if (text := message.put(turn, order, given, new, schema)) is not None:
                 others = [s.model_copy(update={"id": f"{step.id} {n}"}) for n, s in enumerate(orders) if s is not order]
@@ -265,7 +265,7 @@ def _alike(step: Step, order: Step, profile: ToolProfile, new: Mapping[str, Plac
         step.tool == order.tool
         and step.args.keys() == order.args.keys()
         and all(
-            same_values(values_of(step.args[name]), values_of(argument), kind_of(profile, name))
+            same_values(literals(step.args[name]), literals(argument), kind_of(profile, name))
             for name, argument in order.args.items()
             if name not in new
         )
@@ -287,13 +287,13 @@ def without_spans(step: Step) -> Step:
 
 def may_be(argument: Argument, old: Argument, schema: object) -> bool:
     """Return True if a value is a choice of the old one's argument, or looks like it."""
-    values, choices = values_of(argument), as_list(as_mapping(schema).get("enum"))
+    values, choices = literals(argument), as_list(as_mapping(schema).get("enum"))
     return all(value in choices for value in values) if choices else _shape(argument) == _shape(old)
 
 
 def _shape(argument: Argument) -> object:
     """Return what a value looks like: its kinds, or its telling signs."""
-    value = str(next(iter(values_of(argument)), ""))
+    value = str(next(iter(literals(argument)), ""))
     day = with_dates(with_dates(value, date.min), _TUESDAY)  # a weekday that is today's stays a word
     kinds = {form.partition(":")[0] for form in forms_of(day, said=True)} - {"text"}
     signs = {"0" if sign.isdigit() else sign for sign in _TELLING.findall(value)}

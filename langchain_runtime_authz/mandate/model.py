@@ -271,6 +271,18 @@ def parts_of(argument: Argument) -> Iterator[Argument]:
         yield from parts_of(operand)
 
 
+def literals(argument: Argument) -> tuple[Scalar, ...]:
+    """Return the values that an argument names itself."""
+    match argument:
+        case Const(value=tuple() as values) | OneOf(values=values) | Text(quote=values):
+            return values
+        case Const(value=value) | Within(prefix=value):
+            return (value,)
+        case Between(low=low, high=high):
+            return low, high
+    return ()
+
+
 class OnlyIf(_Frozen):
     """A condition: a record of a step's output meets `where`.
 

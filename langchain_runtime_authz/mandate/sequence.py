@@ -11,7 +11,7 @@ from posixpath import normpath
 
 from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.normal_forms import fold, identifiers_in
-from langchain_runtime_authz.mandate.model import Argument, Const, Each, Field, OneOf, Pick, Step, Within
+from langchain_runtime_authz.mandate.model import Argument, Each, Field, Pick, Step, literals
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile
@@ -60,20 +60,14 @@ def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hi
 
 def _targets(step: Step, argument: Argument) -> Hits:
     """Return the targets of an argument: values, or fields of a read."""
-    place, values = getattr(argument, "said", None) or step.id, tuple[object, ...]()
+    place = getattr(argument, "said", None) or step.id
     match argument:
-        case Const(value=value):
-            values = value if isinstance(value, tuple) else (value,)
-        case OneOf(values=several):
-            values = several
-        case Within(prefix=prefix):
-            values = (prefix,)
         case Pick(step=read, path=path, where=where, max=None, min=None):
             # If two steps choose by the same fields, they have one target only if the conditions are equal.
             return {f"{read} {path}": (*sorted(where),), f"{read} {path} {sorted(where.items())}": place}
         case Field(step=read, path=path) | Pick(step=read, path=path) | Each(step=read, path=path):
             return {f"{read} {path}": place}
-    return {one: place for value in values for one in _spellings(str(value))}
+    return {one: place for value in literals(argument) for one in _spellings(str(value))}
 
 
 def _spellings(target: str) -> tuple[str, ...]:

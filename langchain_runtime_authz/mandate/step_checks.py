@@ -200,7 +200,7 @@ class StepCheck:
         """Return the choices other than a default, or than what a synonym says."""
         profile, found = self.profiles[tool], set[str]()
         for name, schema in self.schemas[tool].items():
-            given = values_of(args[name]) if name in args else (as_mapping(schema).get("default"),)
+            given = model.literals(args[name]) if name in args else (as_mapping(schema).get("default"),)
             own, scale = {*map(str, given)}, _scale(profile, name, given)
             spoken = [(word, choice) for choice, words in scale.items() for word in words]
             surely = () if profile.effect == "pay" else spoken  # "500 euros in dollars" asks
@@ -228,7 +228,7 @@ class StepCheck:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             listed = as_list(as_mapping(self.schemas[step.tool].get(name)).get("enum"))
             moneyed = not money.isdisjoint(words_of(name))
-            for value in values_of(argument):
+            for value in model.literals(argument):
                 if not profile.needs_mandate and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
@@ -297,22 +297,10 @@ def _scale(profile: ToolProfile, name: str, values: Sequence[object]) -> Mapping
     return scale_of(values[0]) if values and profile.critical.get(name) == "value" else {}
 
 
-def values_of(argument: model.Argument) -> tuple[object, ...]:
-    if isinstance(argument, model.Const):
-        return argument.value if isinstance(argument.value, tuple) else (argument.value,)
-    if isinstance(argument, model.OneOf):
-        return argument.values
-    if isinstance(argument, model.Between):
-        return argument.low, argument.high
-    if isinstance(argument, model.Within):
-        return (argument.prefix,)
-    return argument.quote if isinstance(argument, model.Text) else ()
-
-
 def _joined(argument: model.Argument) -> str:
     """Return the rule for what may stand between the values of an argument, or ""."""
     if isinstance(argument, model.Const):
-        return "listed" if len(values_of(argument)) > 1 else ""
+        return "listed" if len(model.literals(argument)) > 1 else ""
     return "joined" if isinstance(argument, model.OneOf | model.Between) else ""
 
 

@@ -116,7 +116,6 @@ class Judge:
         if self.mandate is None:
             return ["none"] * len(calls)
         counts: Counter[str] = Counter()
-        taken: list[str] = []
         found = []
         for call in calls:
             properties = self.schemas[call["tool"]]["properties"]
@@ -129,10 +128,10 @@ class Judge:
                 own=(),
                 words=self.text,
             )
-            standing = match_call(self.mandate, facts, self.profiles, Outputs(), tuple(taken)).standing(counts)
+            standing = match_call(self.mandate, facts, self.profiles, Outputs()).standing(counts)
             if standing.standing == "covered":
                 counts.update({spend.counter: spend.by for spend in standing.spends})
-                taken.append(standing.step)
+                counts[standing.awaited] -= 1  # it succeeds
             found.append(standing.standing)
         return found
 

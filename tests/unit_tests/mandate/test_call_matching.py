@@ -62,9 +62,9 @@ def outputs(bill=BILLED, contacts=CONTACTS, **read):
     return kept
 
 
-def judge(mandate, tool, args, *, given=None, counts=None, kept=None, taken=(), words=""):
+def judge(mandate, tool, args, *, given=None, counts=None, kept=None, words=""):
     facts = CallFacts(tool, PROFILES[tool], args, frozenset(args if given is None else given), ("me@x.org",), words)
-    found = match_call(mandate, facts, PROFILES, outputs() if kept is None else kept, taken)
+    found = match_call(mandate, facts, PROFILES, outputs() if kept is None else kept)
     return found.standing(counts or {})
 
 
