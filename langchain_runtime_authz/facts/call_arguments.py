@@ -144,6 +144,25 @@ def is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
+def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
+    """Return a value's scalars; None if over `most`. `mappings`: read mappings too."""
+    found: list[Any] = []
+    stack: list[Any] = [value]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Mapping):
+            if not mappings:
+                return None
+            stack += [*top.values(), *top.keys()][::-1]
+        elif isinstance(top, list | tuple):
+            stack += reversed(top)
+        elif not is_empty(top):
+            found.append(top)
+        if len(found) + len(stack) > most * 4:
+            return None
+    return found if len(found) <= most else None
+
+
 def has_empty_item(value: object) -> bool:
     """Return True if a list holds an empty value, at any depth."""
     stack = [value]

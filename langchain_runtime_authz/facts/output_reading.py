@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import members_of
-from langchain_runtime_authz.facts.call_arguments import FIELD
+from langchain_runtime_authz.facts.call_arguments import FIELD, scalars
 from langchain_runtime_authz.facts.normal_forms import (
     REMEMBERED,
     TELLING,
@@ -175,7 +175,6 @@ class Prose(NamedTuple):
     text: str
     origin: Trust
     source: str
-    folded: str = ""  # `text` in lower case, in which `TextsRead` searches
 
 
 class Observation(NamedTuple):
@@ -230,22 +229,14 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
     """Return the forms of all values in a call's arguments; None if too many."""
-    found, stack, left = set[str](), list[object]([args]), MAX_SENT
-    while stack and left:
-        left -= 1
-        top = stack.pop()
-        if isinstance(top, Mapping):
-            stack += [*top.keys(), *top.values()]
-        elif isinstance(top, list | tuple):
-            stack += top
-        else:
-            own = forms_of(top)
-            found.update(own, said_forms(top, own))
-            if isinstance(top, str):
-                if len(top) > MAX_ECHO:
-                    return None
-                found.update(mentions_in(top))
-    return None if stack else found
+    values = scalars(args, MAX_SENT)
+    if values is None or any(isinstance(value, str) and len(value) > MAX_ECHO for value in values):
+        return None
+    found = set[str]()
+    for value in values:
+        own = forms_of(value)
+        found.update(own, said_forms(value, own), mentions_in(value) if isinstance(value, str) else ())
+    return found
 
 
 class OutputReading:

@@ -8,7 +8,7 @@ order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -149,17 +149,15 @@ class TextsRead:
     def __init__(self, prose: Sequence[Prose] = (), found: Mapping[str, Sequence[SeenValue]] | None = None) -> None:
         self.prose = prose
         self._found = found or {}
-        self._folded: str | None = None
+        self._folded: list[str] | None = None
 
-    def mentions(self, phrase: str) -> Iterator[Prose]:
-        """Yield the texts that contain `phrase`, newest first."""
+    def mentions(self, phrase: str) -> list[Prose]:
+        """Return the texts that contain `phrase` in lower case, newest first."""
         if self._folded is None:  # at the first search
-            self.prose = [
-                p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
-            ]
-            self._folded = "\n".join(p.folded for p in self.prose)
-        if phrase in self._folded:
-            yield from (p for p in reversed(self.prose) if phrase in p.folded)
+            self.prose = [p._replace(text=tidy(p.text)) for p in self.prose]
+            self._folded = [p.text.casefold() for p in self.prose]
+        found = [p for p, folded in zip(self.prose, self._folded, strict=True) if phrase in folded]
+        return found[::-1]
 
     def seen(self, ledger: Mapping[str, Sequence[SeenValue]], keys: Sequence[str]) -> Mapping[str, Sequence[SeenValue]]:
         """Return key → sightings from `ledger` and from this process."""

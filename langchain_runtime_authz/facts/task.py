@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from langchain_runtime_authz.digest import fingerprint
@@ -42,7 +42,8 @@ class HumanText:
 
     def by(self, author: str, *, own: bool) -> HumanText:
         """Return a copy with this author, which is `own` only if the text was `own` too."""
-        return replace(self, author=author, own=self.own and own)
+        own = self.own and own
+        return HumanText(self.digest, self.text, self.key, own, author, self.epoch, self.at, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)

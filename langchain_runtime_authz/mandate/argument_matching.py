@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import same_json
-from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, has_empty_item, is_empty, uncovered
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, has_empty_item, is_empty, scalars, uncovered
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
@@ -106,7 +106,7 @@ class ArgumentMatcher:
             return self.text(argument, value)
         if is_empty(value):
             return Finding("missing", describe(argument))
-        items = None if has_empty_item(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
+        items = None if has_empty_item(value) else scalars(value, MAX_ITEMS, mappings=False)
         if items is None:
             return Finding("value", describe(argument))
         if isinstance(argument, model.Field | model.Pick | model.Each):
@@ -134,7 +134,7 @@ class ArgumentMatcher:
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
         """Check where a text's identifiers come from and, if `copied`, copied passages."""
-        held = reads.scalars(value, MAX_ITEMS * 4)
+        held = scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
             return Finding("text", f"a text of at most {MAX_TEXT} characters")
@@ -251,7 +251,7 @@ class ArgumentMatcher:
             return [_Source(values_of(row, row.path), [row]) for row in self._records(argument, every=every)]
         found = []
         for output in self.fitting(argument.step):
-            values = reads.scalars(reads.values_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            values = scalars(reads.values_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             rows = [*rows_of(output, argument.path, self._call.own)]
             whole = _as_ordered(self._steps[argument.step], output) or all(row.record is output.value for row in rows)
             if output.complete and values and whole:

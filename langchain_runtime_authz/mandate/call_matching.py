@@ -15,13 +15,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, uncovered
+from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, scalars, uncovered
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
 from langchain_runtime_authz.mandate.date_matching import are_upcoming, dates_of, in_zone, names_zone
 from langchain_runtime_authz.mandate.description import describe_condition, described_step, quote_values
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
-from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms
 from langchain_runtime_authz.mandate.value_matching import has_comma, is_same, known_same, may_hold, touches_unwanted
 from langchain_runtime_authz.tool_profile import DESTINATIONS, ToolProfile, kind_of, value_at
 

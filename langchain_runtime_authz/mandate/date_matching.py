@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, scalars
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, OneOf, Step
-from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MOMENT: Final = ("date:", "day:", "time:")  # prefixes of normal forms

@@ -271,7 +271,7 @@ def parts_of(argument: Argument) -> Iterator[Argument]:
         yield from parts_of(operand)
 
 
-def literals(argument: Argument) -> tuple[Scalar, ...]:
+def literals(argument: Argument) -> tuple[object, ...]:
     """Return the values that an argument names itself."""
     match argument:
         case Const(value=tuple() as values) | OneOf(values=values) | Text(quote=values):

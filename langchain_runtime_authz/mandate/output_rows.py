@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, SCALAR_TYPES, is_empty
+from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, SCALAR_TYPES, is_empty, scalars
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.facts.output_reading import SHORT
 from langchain_runtime_authz.mandate import read_outputs as reads
@@ -108,7 +108,7 @@ def values_of(row: Row, path: str) -> list[Any]:
     nodes = reads.values_at(row.record, path)
     if len(nodes) == 1 and type(nodes[0]) in SCALAR_TYPES and nodes[0] != "":
         return nodes
-    return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
+    return [None] if (found := scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
 
 
 def prose(value: object) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import output_reading
-from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, is_empty
+from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, is_empty, scalars
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, mentions_in, tidy
 from langchain_runtime_authz.facts.output_reading import copy_output as take
@@ -264,25 +264,6 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     if isinstance(value, int) and not -output_reading.LARGEST < value < output_reading.LARGEST:
         return ()
     return forms_of(value, said=said)
-
-
-def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return a value's scalars; None if over `most`. `mappings`: read mappings too."""
-    found: list[Any] = []
-    stack: list[Any] = [value]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, Mapping):
-            if not mappings:
-                return None
-            stack += [*top.values(), *top.keys()][::-1]
-        elif isinstance(top, list | tuple):
-            stack += reversed(top)
-        elif not is_empty(top):
-            found.append(top)
-        if len(found) + len(stack) > most * 4:
-            return None
-    return found if len(found) <= most else None
 
 
 def values_at(value: object, path: str) -> list[Any]:

@@ -16,7 +16,7 @@ from posixpath import normpath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, SCALAR_TYPES
+from langchain_runtime_authz.facts.call_arguments import MAX_ARGUMENT_NODES, SCALAR_TYPES, scalars
 from langchain_runtime_authz.facts.normal_forms import (
     EXACT,
     MAX_VALUE,
@@ -30,7 +30,7 @@ from langchain_runtime_authz.facts.normal_forms import (
 )
 from langchain_runtime_authz.mandate import date_matching as moments
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
-from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 from langchain_runtime_authz.tool_profile import DESTINATIONS
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year

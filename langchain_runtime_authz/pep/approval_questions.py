@@ -327,11 +327,10 @@ def _sentence(value: object, texts: tracing.TextsRead) -> str | None:
         if len(text) < tracing.SHORTEST or isinstance(needle, bool):
             continue
         for found in texts.mentions(text.casefold()):
-            at = found.folded.find(text.casefold())
-            if at >= 0:
-                start = max(0, at - 100)
-                start = found.text.find(" ", start, at) + 1 or start if start else 0  # begin at a word
-                return f"{one_line(found.source)}: {quote(found.text[start : start + MAX_SENTENCE])}"
+            at = found.text.casefold().find(text.casefold())
+            start = max(0, at - 100)
+            start = found.text.find(" ", start, at) + 1 or start if start else 0  # begin at a word
+            return f"{one_line(found.source)}: {quote(found.text[start : start + MAX_SENTENCE])}"
     return None
 
 

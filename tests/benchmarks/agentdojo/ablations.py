@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from langchain_runtime_authz.facts.call_arguments import scalars
 from langchain_runtime_authz.mandate import call_matching
 from langchain_runtime_authz.mandate.argument_matching import FITS, ArgumentMatcher, Finding
 from langchain_runtime_authz.mandate.model import Const, OneOf
-from langchain_runtime_authz.mandate.read_outputs import scalars, text_of
+from langchain_runtime_authz.mandate.read_outputs import text_of
 from langchain_runtime_authz.mandate.value_matching import is_same, text_holds
 
 _MANY = 10**6
