@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, scalars
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
+from langchain_runtime_authz.mandate.languages import any_phrase
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, OneOf, Step
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -137,18 +136,16 @@ def are_upcoming(days: Sequence[str], now: float) -> bool:
 
 
 # Words around a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".
-_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
-_WORDS: Final = {name: "|".join(said["en"]) for name, said in _PHRASES.items() if name.startswith("day_")}
-_UNIT: Final = rf"\b(?:{_WORDS['day_unit']})\b"  # near a day, like "a week on Friday"
+_UNIT: Final = rf"\b(?:{any_phrase('day_unit')})\b"  # near a day, like "a week on Friday"
 _BEFORE: Final = re.compile(
-    rf"(?:\b(?:{_WORDS['day_before']})(?: the)?|\d|[ap]m|\b{_WORDS['day_month']}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
+    rf"(?:\b(?:{any_phrase('day_before')})(?: the)?|\d|[ap]m|\b{any_phrase('day_month')}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
     re.IGNORECASE,
 )
 # Words for another time, which may mean another Friday: "Next week: ... on Friday".
-_PERIOD: Final = re.compile(_WORDS["day_period"], re.IGNORECASE)
+_PERIOD: Final = re.compile(any_phrase("day_period"), re.IGNORECASE)
 # Only behind these is a weekday surely the coming one; not in "on Good Friday" or "our Friday". "Tomorrow" always is.
 _PLAIN: Final = re.compile(r"(?:^|[.,:;!?(\n]|\b(?:on|for|to|and|between|is|due))\s*\Z", re.IGNORECASE)
-_BEHIND: Final = re.compile(rf"[,\s(]*(?:{_WORDS['day_behind']})|[^.!?;\n]{{0,40}}?{_UNIT}", re.IGNORECASE)
+_BEHIND: Final = re.compile(rf"[,\s(]*(?:{any_phrase('day_behind')})|[^.!?;\n]{{0,40}}?{_UNIT}", re.IGNORECASE)
 
 
 def stands_alone(text: str, start: int, end: int, said: str) -> bool:

@@ -19,8 +19,8 @@ from langchain_runtime_authz.facts.local_time import with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, mask_spans
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days
-from langchain_runtime_authz.mandate.languages import singular, words_of
-from langchain_runtime_authz.mandate.message_places import Place, Texts, any_phrase
+from langchain_runtime_authz.mandate.languages import any_phrase, singular, words_of
+from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Argument, Const, Mandate, Span, Step, literals
 from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, says
 from langchain_runtime_authz.mandate.step_checks import StepCheck

@@ -7,19 +7,18 @@ order. Repetitions in the patterns are bounded, so the work is linear in the tex
 # ruff: noqa: RUF001  (other languages' signs are the point)
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz._text import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.mandate.languages import PHRASES, any_phrase
 from langchain_runtime_authz.mandate.plain_orders import CURRENCIES, PERIODS, Known, pronoun_in, says
 
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
@@ -30,14 +29,6 @@ _QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
 _TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
 _END_TAG: Final = lazy(r"</([A-Za-z][\w\-]*)>")
 LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
-_PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
-
-
-def any_phrase(name: str) -> str:
-    """Return a regular expression for the phrases of `name` in all languages."""
-    return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
-
-
 # A line that is quoted, a heading, a row of a table or a call in code; a horizontal rule; a line that begins a forwarded
 # message, or looks like the header of a mail.
 _MARK: Final = lazy(
@@ -137,9 +128,9 @@ _END: Final = lazy(
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
-_NEGATING: Final = "|".join(phrase for key, said in _PHRASES["negates"].items() if key != "signs" for phrase in said)
+_NEGATING: Final = "|".join(phrase for key, said in PHRASES["negates"].items() if key != "signs" for phrase in said)
 _NEGATES: Final = lazy(
-    "|".join((rf"\b(?:{_NEGATING})\b(?! (?:later|more|less) than\b)", *_PHRASES["negates"]["signs"])), re.IGNORECASE
+    "|".join((rf"\b(?:{_NEGATING})\b(?! (?:later|more|less) than\b)", *PHRASES["negates"]["signs"])), re.IGNORECASE
 )
 _CONTINUES: Final = lazy(
     rf"(?:(?:{any_phrase('before_continues')})[,!. ]{{1,3}}){{0,3}}(?:{any_phrase('continues')})(?:[, ](?:{any_phrase('behind_continues')}))?",
@@ -152,12 +143,12 @@ _PRONOUN: Final = lazy(  # "..., and please label it", "... y bórralo": not "To
     rf"(?:([^\W\d_]+)(?: to)? ({any_phrase('pronouns')})\b(?!['\u2019])|([^\W\d_]+(?:-[^\W\d_]+)?))",
     re.IGNORECASE,
 )
-DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in _PHRASES[way].values() for word in said}
+DIRECTIONS: Final = {word: way for way in ("from", "until", "to") for said in PHRASES[way].values() for word in said}
 _LEADING: Final = lazy(r"[从自到至给往]|[^\W\d_\u3400-\u9fff]+['\u2019]?")
 Unit = re.Pattern[str] | None
 _SHORT: Final = 60  # characters of a message that only says to go on
 _NAME: Final = 2  # words of a name
-_COUNTED: Final = {word: number for words in _PHRASES["counted"].values() for word, number in words.items()}
+_COUNTED: Final = {word: number for words in PHRASES["counted"].values() for word, number in words.items()}
 _SCALED, _TIMES, PERCENT, _HOUR = (
     lazy(f"[ \u00a0\u202f]?(?:{any_phrase(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent", "hour")
 )

@@ -28,13 +28,10 @@ class Row(NamedTuple):
     output: reads.Output
     mine: bool  # True if the subject made the record
 
-    def owned(self, path: str) -> bool:
-        """Return True if the subject made the record and the field is not in a list."""
-        return self.mine and not self.listed(path)
-
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
         """Return a field's trust (0 to 2). `conditions`: by which it chooses the record."""
-        return chosen_by(self.output.profile, join_paths(self.base, path), conditions, mine=self.owned(path))
+        mine = self.mine and not self.listed(path)
+        return chosen_by(self.output.profile, join_paths(self.base, path), conditions, mine=mine)
 
     def listed(self, path: str) -> bool:
         """Return True for a field that is inside a list of the record."""

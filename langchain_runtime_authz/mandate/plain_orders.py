@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from langchain_runtime_authz._text import lazy
+from langchain_runtime_authz.mandate.languages import FOLDER
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 Spans = Sequence[tuple[int, int]]
@@ -21,12 +21,11 @@ Values = Sequence[Spans]  # the places of each value
 VALUE: Final = "\ue000"  # stands for each character of a value
 WHEN: Final = "\ue002"  # for each character of a day or a time
 QUOTE: Final = "\ue001"  # for each character of another quotation
-_LANGUAGES: Final = Path(__file__).parent / "languages"
-_LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-8"))
-_VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
+_LISTS: Final = json.loads((FOLDER / "orders.json").read_text(encoding="utf-8"))
+_VERBS: Final = json.loads((FOLDER / "verbs.json").read_text(encoding="utf-8"))
 _SCALES: Final = [
     {value: frozenset(word for words in said.values() for word in words) for value, said in scale.items()}
-    for scale in json.loads((_LANGUAGES / "values.json").read_text(encoding="utf-8"))
+    for scale in json.loads((FOLDER / "values.json").read_text(encoding="utf-8"))
 ]
 _MONEY: Final = sorted({word.lower() for code in ("EUR", "USD", "GBP", "CNY") for word in (code, *_SCALES[-1][code])})
 _LISTS["money"]["words"] = [word for word in _MONEY if word[0].isascii() and word.isalpha()]
@@ -80,7 +79,7 @@ def _lower(text: str) -> str:
 def _grammar() -> tuple[dict[str, re.Pattern[str]], list[tuple[re.Pattern[str], str]]]:
     """Return the rules of `orders.grammar`: by name, and of ambiguous words."""
     rules, meanings = dict[str, str](), list[tuple[re.Pattern[str], str]]()
-    written = (_LANGUAGES / "orders.grammar").read_text(encoding="utf-8")
+    written = (FOLDER / "orders.grammar").read_text(encoding="utf-8")
     for name, sign, rule in re.findall(r"^(\w+)( =|:) (.+)$", written, re.MULTILINE):
         coded = re.sub("[A-Za-z_]+", lambda said: rules.get(said[0]) or _CODES[said[0].lower()], rule)
         coded = f"(?:{coded.replace(' ', '')})"

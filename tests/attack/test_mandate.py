@@ -194,12 +194,6 @@ def test_the_words_of_somebody_else_order_nothing(go: Any) -> None:
         assert bool(house.ran) is (authz is None)
 
 
-def test_the_words_of_a_cron_order_nothing(go: Any) -> None:
-    """A subject that is not a user has a mandate only from the application."""
-    for subject, ran in (({"type": "service", "id": "cron"}, []), ("alice", [PAID])):
-        assert done(TASK, pay(), go=go, subject=subject) == ran
-
-
 def test_two_graphs_of_one_name_do_not_share_an_order(go: Any) -> None:
     """What the user tells one agent orders nothing at another that has the same name and thread id."""
     for authz in (ours(), None):

@@ -19,6 +19,8 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.local_time import DAY, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, mentions_in, number_readings
 
+FOLDER: Final = Path(__file__).parent
+PHRASES: Final = json.loads((FOLDER / "sentences.json").read_text(encoding="utf-8"))
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(
     r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"
@@ -34,6 +36,11 @@ _UNREAD: Final = re.compile(
 )  # "1.5k", "e.g", "T-1/T-2", "T-1..T-9"
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+
+def any_phrase(name: str) -> str:
+    """Return a regular expression for the phrases of `name` in all languages."""
+    return "|".join(phrase for phrases in PHRASES[name].values() for phrase in phrases)
 
 
 @lru_cache(maxsize=4096)
@@ -211,7 +218,7 @@ class Language:
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
     """Return all languages of this folder."""
-    files = sorted((Path(__file__).parent).glob("??.json"))
+    files = sorted(FOLDER.glob("??.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
 

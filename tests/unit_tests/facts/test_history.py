@@ -46,12 +46,6 @@ def test_who_is_put_to_work_later_may_have_been_told() -> None:
     assert classes_known(again, B) == classes_known(again, Y) == ["internal", "secret"]
 
 
-def test_a_ledger_that_forgot_makes_everybody_know() -> None:
-    """An older package keeps `classes_read` alone; what is read again after it stays everybody's."""
-    history = replace(read(History(), "secret", A), confined=())
-    assert classes_known(read(history, "secret", A), B) == ["secret"]
-
-
 def test_what_is_kept_is_bounded() -> None:
     """What has no room is known to all."""
     history = History()

@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from weakref import ref
 
 import pytest
 from pydantic import BaseModel
@@ -375,11 +374,3 @@ def test_each_source_of_a_value_is_known_and_few_are_reported(n: int) -> None:
     found = of(known(*(observe_output(f"t{i}", BOOK, {}, "Eve Corp") for i in range(n))), to="Eve Corp")
     assert {s.source for s in found.asserted_by} == {f"t{i}" for i in range(n)}
     assert len(found.to_json()["asserted_by"]) == min(n, 4)
-
-
-def test_the_users_words_are_freed_without_the_garbage_collector() -> None:
-    words = UserWords(["Pay 45 EUR to Miller"])
-    assert words.said(forms_of(45))
-    held = ref(words)
-    del words
-    assert held() is None
