@@ -98,4 +98,4 @@ def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None)
     resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
     # INVARIANT: a token can hold the whole chain of delegations, so services see all of it.
     refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
-    return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))
+    return (yield from decide_step(run, INVOKE, resource, with_permit=changes, refuse=refuse))

@@ -34,7 +34,7 @@ def decide_step(
     action: str,
     resource: dict[str, Any],
     *,
-    extra: Callable[[Decision], Sequence[Change]] | None = None,
+    with_permit: Sequence[Change] = (),
     prompt: dict[str, Any] | None = None,
     refuse: Code | None = None,
     known: Snapshot | None = None,
@@ -43,7 +43,7 @@ def decide_step(
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call. Never raises.
 
-    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
+    `refuse` denies without the policy. `with_permit`: changes to commit with a permit. `keep` may cache the decision.
     `answered`: time (ns), request and answer, if the PDP was asked before. `known`: the snapshot, if it was loaded.
     """
     body, started = None, time.time_ns()
@@ -66,7 +66,7 @@ def decide_step(
             if decision.obligations:
                 decision = enforceable(decision, action)
         permit = decision.outcome == "permit"
-        changes = list(extra(decision)) if extra is not None and permit else []
+        changes = [*with_permit] if permit else []
         changes += _obliged(run, decision) if decision.obligations else []
         if not permit:
             counts = decision_log.counts_against_agent(decision)

@@ -176,25 +176,19 @@ class Engine:
         until, ends = min(int(now) + LEASE_TTL, started_at + MAX_LIFETIME), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
-    def count_failure(self, exc: BaseException) -> Code:
-        """Count the failure of a part. Return the code with which to deny."""
-        code = failure_code(exc)
-        count_metric("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
-        return Code.KILLED if self.killed else code
-
     def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
         """Log the failure of a part (ledger, audit log, identity), and return a deny."""
-        decision = deny(self.count_failure(exc))
+        decision = deny(Code.KILLED if self.killed else failure_code(exc))
         self._log_failure(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
 
     def log_unrecorded(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
-        """Count and log that `what` happened but was not recorded."""
-        self.count_failure(exc)
+        """Log that `what` happened but was not recorded."""
         self._log_failure(exc, run, decision_id, f"{what} was not recorded")
 
     def _log_failure(self, exc: Exception, run: Run | None, decision_id: str, what: str) -> None:
         code = failure_code(exc)
+        count_metric("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         if (left_out := self.recent.failures_left_out(f"{what} {code}")) is not None:
             thread, run_id = (run.scope.thread, run.run_id) if run is not None else ("", "")
             about = {"decision_id": decision_id, **({"run_id": run_id, "thread_id": thread} if run else {})}
