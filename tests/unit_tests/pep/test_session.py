@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,7 +121,8 @@ def records(authz: RuntimeAuthz) -> list[dict[str, Any]]:
 def test_a_permitted_call_runs_and_is_observed(form: str) -> None:
     """Everything is decided on what the human asked, the profile and the projected arguments."""
     pdp = StaticPDP(True)
-    session = Forms(opened(authz_with(pdp)), form)
+    authz = authz_with(pdp)
+    session = Forms(opened(authz) if form == "sync" else asyncio.run(authz.asession(**OPENED)), form)
     decision = session.decide("pay", PAY)
     assert (decision.outcome, decision.permit, decision.reasons) == ("permit", True, ())
     session.observe("pay", PAY, "paid")
@@ -311,10 +311,11 @@ def test_a_correction_opens_a_new_epoch() -> None:
     assert status(authz, session) == "ended"
 
 
-def test_a_call_under_way_is_observed_after_a_correction() -> None:
+@BOTH
+def test_a_call_under_way_is_observed_after_a_correction(form: str) -> None:
     """The commit was the point of no return: what happened is recorded."""
     authz = authz_with()
-    session = opened(authz)
+    session = Forms(opened(authz), form)
     session.decide("pay", PAY)
     session.correct("Stop")
     session.observe("pay", PAY, "paid")
@@ -334,10 +335,11 @@ def ask_for_pay(request: EvaluationRequest) -> object:
     return {"decision": False, "context": {"obligations": [{"id": "a", "type": "require_approval"}]}}
 
 
-def test_an_approval_lifts_the_question() -> None:
+@BOTH
+def test_an_approval_lifts_the_question(form: str) -> None:
     """The call is decided again with the approval in the request, and runs once."""
     pdp = StaticPDP(ask_for_pay)
-    session = opened(authz_with(pdp))
+    session = Forms(opened(authz_with(pdp)), form)
     asked = session.decide("pay", PAY)
     assert (asked.outcome, asked.permit) == ("approval_required", False)
     with pytest.raises(AuthzError):
@@ -630,44 +632,6 @@ def test_a_denial_is_counted_if_the_task_changes_meanwhile() -> None:
     after = authz.ledger.load(session._run.scope, Query())
     assert (after.epoch, after.history.denials) == (2, 1)
     assert not [r for r in records(authz) if r.get("event") == "rotated"]
-
-
-# --- the two forms ----------------------------------------------------------------------------------------
-
-
-def test_sync_and_async_agree() -> None:
-    """The same steps, the same requests, decisions and records, but for random ids."""
-    told = lambda request: ask_for_pay(request) if request.resource.id != "note" else False
-    def walk(form: str) -> tuple[list[object], list[object], list[object]]:
-        pdp = StaticPDP(told)
-        authz = authz_with(pdp, ledger=MemoryLedger(clock=FrozenClock()))
-        settings: dict[str, Any] = {**OPENED, "grant": GRANT, "thread": "t"}
-        made = authz.session(**settings) if form == "sync" else asyncio.run(authz.asession(**settings))
-        session = Forms(made, form)
-        seen: list[object] = []
-
-        def note(decision: Decision) -> Decision:
-            seen.append(replace(decision, decision_id=""))
-            return decision
-
-        note(session.decide("lookup", {"key": "x"}))
-        session.observe("lookup", {"key": "x"}, "y")
-        asked = note(session.decide("pay", PAY))
-        note(session.approve(asked))
-        session.observe("pay", PAY, None, error=ValueError())
-        note(session.decide("note", {}))
-        note(session.decide("pay", {"a": {1}}))
-        child = Forms(session.delegate("child", Grant(tools=("lookup",))), form)
-        note(child.decide("pay", PAY))
-        seen.append(session.correct("Stop"))
-        note(child.decide("lookup", {}))
-        session.close()
-        note(session.decide("lookup", {}))
-        requests = [r.model_dump(exclude={"context": {"lease": {"jti"}, "plan": {"id"}, "call": {"id"}}}) for r in pdp.requests]
-        lines = [(r["kind"], r.get("action"), r.get("outcome"), r.get("state"), r.get("event")) for r in records(authz)]
-        return seen, requests, lines
-
-    assert walk("sync") == walk("async")
 
 
 # --- what is refused where it is given ----------------------------------------------------------------------
