@@ -64,33 +64,11 @@ def one(spans: list[Shown], name: str, **attributes: Any) -> Shown:
     return found
 
 
-def test_each_entry_is_one_trace(day: list[Shown]) -> None:
-    """The question, its answer and the correction: three traces, each with one root, all of one thread."""
-    roots = sorted((s for s in day if s.parent is None), key=lambda s: s.start)
-    assert [s.name for s in roots] == ["invoke_workflow bank"] * 3
-    assert [s.attributes["runtime_authz.run.state"] for s in roots] == ["suspended", "ended", "ended"]
-    assert len({s.trace for s in day}) == 3
-    for span in day:
-        assert span.attributes["gen_ai.conversation.id"] == "day"
-        assert span.attributes["runtime_authz.run.id"] and span.attributes["gen_ai.agent.name"]
-
-
 def test_the_page_shows_this_day(day: list[Shown]) -> None:
     """The tree of `docs/tracing.md` has the same lines; what runs at once may come in another order."""
     lines = lambda text: sorted(re.sub(r"\[\d+\]", "[]", line) for line in text.splitlines())
     (shown,) = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert lines(shown) == lines(tree(day))
-
-
-def test_parents(day: list[Shown]) -> None:
-    """A sub-agent is below the workflow; what it decides and runs is below the sub-agent."""
-    by_id = {s.id: s for s in day}
-    agents = [s for s in day if s.name.startswith("invoke_agent")]
-    assert {s.name for s in agents} == {"invoke_agent supervisor", "invoke_agent payer", "invoke_agent clerk"}
-    assert {by_id[s.parent or ""].name for s in agents} == {"invoke_workflow bank"}
-    for tool, agent in (("send_money", "payer"), ("delete_account", "payer"), ("transfer_to_clerk", "supervisor")):
-        for span in (s for s in day if s.name.endswith(f" {tool}")):
-            assert by_id[span.parent or ""].name == f"invoke_agent {agent}"
 
 
 def test_links(day: list[Shown]) -> None:
@@ -108,24 +86,11 @@ def test_links(day: list[Shown]) -> None:
     assert (question.trace, question.id) in permit.links and question.trace != permit.trace
 
 
-def test_a_denial_and_its_reasons(day: list[Shown]) -> None:
-    """A denied call has no `execute_tool` span, is not an error, and gives all its reasons."""
-    denied = one(day, "authorize delete_account")
-    assert denied.attributes["runtime_authz.decision"] == "deny"
-    assert denied.attributes["runtime_authz.reasons"] and "error" not in denied.attributes
-    assert not [s for s in day if s.name == "execute_tool delete_account"]
-
-
-def test_events(day: list[Shown]) -> None:
-    """Plans, questions, answers, delegations and the correction, with its epochs, are events."""
-    events = [(name, about) for s in day for name, about in s.events]
-    names = {name for name, _ in events}
-    assert names >= {f"runtime_authz.{e}" for e in ("started", "planned", "delegated", "asked", "approval", "corrected", "suspended")}
-    (corrected,) = [about for name, about in events if name == "runtime_authz.corrected"]
-    assert (corrected["runtime_authz.credential.epoch.before"], corrected["runtime_authz.credential.epoch"]) == (1, 2)
+def test_contents_are_in_no_span(day: list[Shown]) -> None:
     told = json.dumps([(s.name, dict(s.attributes), s.events) for s in day])
     for secret in ("DE21", "alice", "December", "eyJ"):
         assert secret not in told
+    assert {s.attributes["gen_ai.conversation.id"] for s in day} == {"day"}
 
 
 def test_the_demo_can_be_looked_at() -> None:

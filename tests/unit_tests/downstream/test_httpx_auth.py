@@ -421,7 +421,9 @@ async def test_a_call_exchanges_for_each_request(road: str) -> None:
             await sent(road, crm, auth, CRM + "/customers")
         with pytest.raises(CredentialError) as caught:
             await sent(road, crm, auth, "https://evil.example/")
-    assert caught.value.code == "audience"
+        with pytest.raises(CredentialError, match="`pay` does not reach"):
+            await sent(road, crm, ExchangeAuth(exchange_with(sts), resource="https://admin.example"), "https://admin.example/")
+    assert caught.value.code == "audience" and len(sts.got) == 2
     assert [r.headers["Authorization"][:9] for r in crm.got] == ["Bearer t0", "Bearer t1"]
     own, *others = ticket.minted_tokens()
     assert [o[:2] for o in others] == ["t0", "t1"]
