@@ -1,11 +1,9 @@
 """Tools that the code of a node calls by itself: no model planned them, no tool node runs them."""
 
 from collections.abc import Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from langchain_core.runnables import RunnableLambda
-from langchain_core.runnables.config import ContextThreadPoolExecutor
 from langgraph.func import entrypoint, task
 
 from .._kit import *
@@ -46,25 +44,6 @@ async def _aside(work: Callable[[], Any]) -> None:
 
 def _aloop(pay: BaseTool, config: Any = None) -> Any:
     return asyncio.run(pay.ainvoke(ARGS, config))
-
-
-def _executor(pay: BaseTool, _: Any) -> Any:
-    with ContextThreadPoolExecutor(1) as pool:
-        return pool.submit(pay.invoke, ARGS).result()
-
-
-async def _aexecutor(pay: BaseTool, _: Any) -> Any:
-    return await asyncio.to_thread(pay.invoke, ARGS)
-
-
-def _bare_executor(pay: BaseTool, _: Any) -> Any:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(pay.invoke, ARGS).result()
-
-
-async def _abare_executor(pay: BaseTool, _: Any) -> Any:
-    with ThreadPoolExecutor(1) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, pay.invoke, ARGS)
 
 
 def _only_callbacks(config: Any) -> Any:
@@ -189,10 +168,6 @@ def _own_invoke(act: Act, aact: Aact) -> Callable[[Kit, Bank], Play]:
     return build
 
 
-async def _astream(pay: BaseTool, _: Any) -> Any:
-    return [chunk async for chunk in pay.astream(ARGS)]
-
-
 def _tool_as_node(kit: Kit, bank: Bank) -> Play:
     state_of = TypedDict("state_of", {"recipient": str, "amount": float})
     return graph_play(kit.graph(chain({"step": kit.tool(bank.tool()) | RunnableLambda(lambda _: {})}, state_of)), ARGS)
@@ -221,10 +196,6 @@ ROUTES = [
     Route("no_callbacks", "`tool.invoke(…, callbacks=[])`", node(lambda pay, _: pay.invoke(ARGS, {"callbacks": []}), lambda pay, _: pay.ainvoke(ARGS, {"callbacks": []})), closed_by=BOTH),
     Route("lcel", "a tool in a chain that a node function makes", node(lambda pay, _: _chain(pay).invoke("x"), lambda pay, _: _chain(pay).ainvoke("x")), closed_by=BOTH),
     Route(
-        "lcel_batch", "the same chain, batched", node(lambda pay, _: _chain(pay).batch(["x", "y"]), lambda pay, _: _chain(pay).abatch(["x", "y"])),
-        harm=(("pay", 5.0), ("pay", 5.0)), closed_by=BOTH,
-    ),
-    Route(
         "lcel_bound", "`tool.with_config(…).with_retry(…)`",
         node(
             lambda pay, _: pay.with_config(tags=["x"]).with_retry(stop_after_attempt=2).invoke(ARGS),
@@ -251,11 +222,6 @@ ROUTES = [
         node(lambda pay, _: aside(lambda: pay.invoke(ARGS)), lambda pay, _: _aside(lambda: _aloop(pay))), closed_by=ONLY_GUARD,
         open="an unguarded tool in a thread without the run's context, config or callbacks; `authz.deny_outside_runs()` denies it",
     ),
-    Route("executor", "an executor that hands the context on", node(_executor, _aexecutor), closed_by=BOTH),
-    Route(
-        "executor_bare", "an executor that does not", node(_bare_executor, _abare_executor), closed_by=ONLY_GUARD,
-        open="an unguarded tool in a thread without the run's context, config or callbacks; `authz.deny_outside_runs()` denies it",
-    ),
     Route(
         "function", "`tool.func(…)`, `tool.coroutine(…)`", node(lambda pay, _: pay.func(**ARGS), _afunc), closed_by=ONLY_GUARD,
         open="a function called as a function: nothing announces it",
@@ -272,7 +238,6 @@ ROUTES = [
         closed_by=(), open="the process's own code that goes round its own guard",
     ),
     Route("own_invoke", "a tool class with an `invoke` of its own", _own_invoke(lambda pay, _: pay.invoke(ARGS), lambda pay, _: pay.ainvoke(ARGS)), closed_by=ONLY_GUARD, open=OWN),
-    Route("own_stream", "the same class, streamed", _own_invoke(lambda pay, _: list(pay.stream(ARGS)), _astream), closed_by=ONLY_GUARD, open=OWN),
     Route("tool_node_part", "a ToolNode that is a part of a node", _part, closed_by=(*BOTH, "tool_node")),
     Route("own_invoke_part", "the same, with a tool class that has an `invoke` of its own", _own_in_part, closed_by=(*BOTH, "tool_node")),
     Route("tool_as_node", "a tool that is a node, or a part of one", _tool_as_node, closed_by=BOTH),
