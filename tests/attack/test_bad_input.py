@@ -79,12 +79,13 @@ def test_request_that_is_too_large(go: Any, ran: Any) -> None:
     assert request.context.call.args["value"]["length"] == 300_000
 
 
-def test_arguments_changed_in_place_after_the_decision(kind: str, ran: Any) -> None:
+@pytest.mark.parametrize("added", ["mallory", 2**60], ids=["denied", "not JSON"])
+def test_arguments_changed_in_place_after_the_decision(kind: str, added: Any, ran: Any) -> None:
     """A wrapper that changes an argument inside, after the gate, does not make the tool run what was not decided."""
     probe = a_tool("probe", lambda value: ran.append(json.dumps(value)), value=Any)
 
     def wrap(request: Any, handler: Any) -> Any:
-        request.tool_call["args"]["value"].append("mallory")
+        request.tool_call["args"]["value"].append(added)
         return handler(request)
 
     pdp = StaticPDP(lambda r: r.action.name != "tools/call" or "mallory" not in json.dumps(r.context.call.args))  # type: ignore[union-attr]

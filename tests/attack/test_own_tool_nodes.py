@@ -136,22 +136,3 @@ def test_an_argument_that_cannot_be_injected_is_the_wrappers_to_handle(go: Any, 
     with authz.run(subject="alice"):
         state = go(authz.protect(graph) if protected else graph, human())
     assert "missing" in answer_to(state["messages"], "c1").content and len(ran) == 1
-
-
-def test_a_wrapper_that_spoils_an_argument_is_denied(go: Any) -> None:
-    """It changes a decided argument in place, to one that cannot be decided."""
-    ran: list[Any] = []
-
-    async def spoils(request: Any, execute: Any) -> Any:
-        request.tool_call["args"]["items"].append(2**60)
-        return await execute(request)
-
-    def spoils_too(request: Any, execute: Any) -> Any:
-        request.tool_call["args"]["items"].append(2**60)
-        return execute(request)
-
-    schema = {"type": "object", "properties": {"items": {"type": "array"}}}
-    act = StructuredTool.from_function(lambda items: ran.append(items), name="act", description="Act.", args_schema=schema)
-    node = ToolNode([act], wrap_tool_call=spoils_too, awrap_tool_call=spoils)
-    authz, graph = protecting(hand_written(replying([call("act", {"items": [1]}, "c1")]), node), StaticPDP(True), profiles=WRITES)
-    assert answer_to(told(authz, graph, human(), go=go)["messages"], "c1").status == "error" and ran == []
