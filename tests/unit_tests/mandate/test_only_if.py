@@ -23,8 +23,7 @@ from langchain_runtime_authz.mandate.model import (
     StartsWith,
     Step,
 )
-from langchain_runtime_authz.mandate.output_rows import Row, record_key
-from langchain_runtime_authz.mandate.read_outputs import Output, Outputs
+from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.value_matching import meets_condition
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -307,13 +306,6 @@ def test_only_the_fields_of_the_user_s_own_record_are_own(source, record, amount
 def test_the_name_of_the_user_chooses_own_records():
     assert paid(Pick("history", "to", {"sender": "alice"}), [{**OWN, "sender": "Alice"}, THEIRS], own=("alice",)).standing == "covered"
     assert paid(Pick("history", "to", {"sender": "eve"}), [OWN, {**THEIRS, "sender": "eve", "to": "Bob"}], own=("alice",)).standing == "deviates"
-
-
-def test_what_others_add_to_an_own_record_does_not_make_it_another_record():
-    once = {**OWN, "replies": [{"about": "x"}]}
-    output = Output(PROFILES["notes"], {}, frozenset(), [once], True, 0)
-    keys = {record_key(Row(r, "", "to", output, True)) for r in (once, {**once, "replies": [{"about": "y"}, {}], "react": {"like": [1]}})}
-    assert len(keys) == 1
 
 
 def test_own_records_with_different_texts_are_different():

@@ -83,6 +83,7 @@ def test_within(prefix, inside, outside):
     (Eq("Anna"), ["anna"], True), (Eq("Anna"), ["Bob", "anna"], True), (Eq("Anna"), [], False), (Eq(True), [True], True), (Eq(True), [1], None),
     (Contains("bill"), ["The Bill is here"], True), (Contains("bill"), ["billing"], False), (StartsWith("re"), ["RE: x"], True),
     (AtLeast(3), [3], True), (AtMost(3), [4], False), (AtLeast(3), ["x"], None),
+    (AtMost("10"), [2], True), (AtLeast("2025-05-25"), ["2025-05-26"], True), (AtMost("2025-05-26"), ["2025-05-26T23:00"], True), (AtLeast("2025-05-26T10:00"), ["2025-05-26"], None), (AtLeast(3), ["1.200"], None), (AtLeast("2025-05-26"), [3], None),
     (Not(Eq("Anna")), ["Bob"], True), (Not(Eq("Anna")), [], False), (Not(Eq("Anna")), ["An\u200bna"], None), (Not(Not(Eq("Anna"))), ["anna"], True),
     *((Not(day), [when], None) for day in (Eq("tomorrow"), Eq("morgen"), Contains("Friday"), StartsWith("next week")) for when in ("2027-01-01", "2027-01-01T10:00:00Z")), (Not(Eq("2027-01-02")), ["2027-01-01"], True), (Not(Contains("2027-01-02")), ["2027-01-01"], True),
 ])
