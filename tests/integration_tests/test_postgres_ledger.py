@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -38,7 +37,6 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.ledger.postgres import ROLE, PostgresLedger, administer
 from langchain_runtime_authz.ledger.schema import HISTORY, STATE
-from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
 from tests.cli import cli
@@ -264,15 +262,6 @@ def test_threads_do_not_wait_for_each_other(ledger: PostgresLedger, dsn: str, sc
     assert ledger.load(held, Query()).history.steps == 1
 
 
-def test_a_server_that_hung_up_is_called_again(ledger: PostgresLedger, dsn: str, schema: str) -> None:
-    """Its connections were cut between two steps: neither is lost nor denied."""
-    where = filled(ledger)
-    with psycopg.connect(dsn, autocommit=True) as conn:
-        hang_up(conn, connections(conn, schema))
-    assert isinstance(ledger.commit(where, None, [RecordStep()]), Committed)
-    assert ledger.load(where, Query()).history.steps == 1
-
-
 def test_a_server_that_hangs_denies(dsn: str, schema: str) -> None:
     """Its backend is stopped, and the kernel still takes what is sent to it: no step waits for ever."""
     own = secrets.token_hex(4)
@@ -434,20 +423,13 @@ def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
         assert code(lambda: PostgresLedger(dsn, schema=own)) == Code.LEDGER_SCHEMA
 
 
-@contextmanager
-def paying(made: PostgresLedger, **options: Any) -> Iterator[Callable[[], str]]:
-    """A session; the reason of the deny of its next payment, empty where it is permitted."""
-    profiles = {"pay": ToolProfile(effect="pay", sink="external")}
-    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, ledger=made, **options)
-    numbers = itertools.count()
-    with authz.session(subject="alice", task="pay") as session:
-        yield lambda: session.decide("pay", {"n": next(numbers)}).reason
-
-
 def test_a_full_disk_denies(dsn: str, own: str) -> None:
     """As the server says it (53100); nothing is half written, and with room again the run goes on."""
     full = "BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END"
-    with PostgresLedger(dsn, schema=own) as made, paying(made) as pay:
+    with PostgresLedger(dsn, schema=own) as made:
+        authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", sink="external")}, ledger=made)
+        session, numbers = authz.session(subject="alice", task="pay"), itertools.count()
+        pay = lambda: session.decide("pay", {"n": next(numbers)}).reason
         assert pay() == ""
         with psycopg.connect(dsn, autocommit=True) as owner:
             owner.execute("SELECT set_config('search_path', %s, false)", (own,))
@@ -457,19 +439,6 @@ def test_a_full_disk_denies(dsn: str, own: str) -> None:
             assert owner.execute("SELECT count(*) FROM call").fetchone() == (1,)
             owner.execute("DROP TRIGGER full_disk ON call")
         assert pay() == ""
-
-
-def test_the_kill_switch_works_while_the_database_is_gone(dsn: str, own: str, tmp_path: Path) -> None:
-    """Its own code is what the operator reads, not that of the outage."""
-    switch = KillSwitch(tmp_path / "kill")
-    with PostgresLedger(dsn, schema=own) as made, paying(made, kill_switch=tmp_path / "kill") as pay:
-        assert pay() == ""
-        with psycopg.connect(dsn) as owner:
-            owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(own)))
-        switch.engage("drill")
-        assert pay() == Code.KILLED
-        switch.release()
-        assert pay() == Code.LEDGER_SCHEMA
 
 
 def test_a_database_that_is_not_there_is_refused_in_time() -> None:
@@ -530,20 +499,6 @@ def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:
         owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
     missing = cli("ledger", "status", "postgresql://nobody@127.0.0.1:1/none")
     assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
-
-
-def test_retention_forgets_nothing_that_lives(dsn: str, own: str) -> None:
-    """As on SQLite; on PostgreSQL it is the owner's, over all tenants."""
-    old = scope()
-    with PostgresLedger(dsn, schema=own, clock=lambda: 1_000_000_000.0) as made:
-        made.commit(old, None, [OpenThread("user:alice"), AdvanceEpoch(1)])
-        live = old._replace(thread="live")
-        made.commit(live, None, [OpenThread("user:alice"), TakeLease(Lease("j", "run", ("root",), 1, 0, 5_000_000_000))])
-    with administer(dsn, schema=own) as admin:
-        assert prune(admin, 86400).threads == 1
-    with PostgresLedger(dsn, schema=own) as made:
-        assert (made.load(old, Query()).exists, made.load(old, Query()).epoch) == (False, 2)
-        assert made.load(live, Query()).exists
 
 
 def test_a_thread_that_others_began_is_read(dsn: str, own: str) -> None:

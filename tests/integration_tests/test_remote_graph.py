@@ -158,17 +158,6 @@ def test_a_denied_edge_sends_nothing(how: str, port: int) -> None:
     assert far.headers == []
 
 
-def test_a_grant_without_the_audience_sends_nothing(port: int) -> None:
-    """The edge is refused with a code, on record."""
-    authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "node", agents=named(port))
-    authz.protect(graph)
-    far = Far(authz)
-    with serving(far.app, port):
-        go(authz, graph, grant=Grant(audiences=(BANK,)))
-    assert far.headers == []
-    assert "audience" in str([r for r in authz.audit.records if r.get("action") == "agent/invoke"])
-
-
 def test_no_url_no_credential(port: int) -> None:
     """Where no profile names the server, the edge is decided and nothing is sent along: the server refuses."""
     authz, graph = home(RemoteGraph("far", url=f"http://127.0.0.1:{port}"), "node")
