@@ -79,26 +79,14 @@ def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
     """Yield (route, code) for application code that a graph runs outside its nodes."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
-    for name, node in graph.nodes.items():
-        yield f"{name}/retry_policy", node.retry_policy
-        yield f"{name}/cache_policy", getattr(node.cache_policy, "key_func", None)
-        traced = getattr(node, "trace_policy", None)
-        yield f"{name}/trace_policy", [getattr(traced, f"process_{part}", None) for part in ("inputs", "outputs")]
     if not type(graph.checkpointer).__module__.startswith(("langgraph.", "builtins")):
         yield "checkpointer", [v for v in vars(type(graph.checkpointer)).values() if isinstance(v, FunctionType)]
     for made in getattr(graph, "stream_transformers", ()):
         hooks = [getattr(made, name, None) for name in _TRANSFORMS] if isinstance(made, type) else [made]
         yield "stream_transformers", hooks
-    yield "retry_policy", graph.retry_policy
-    yield "cache_policy", getattr(graph.cache_policy, "key_func", None)
     for schema in getattr(getattr(graph, "builder", None), "schemas", ()):
         for name, function in validators_of(schema):
             yield f"{schema.__name__}.{name}", function
-    callbacks = (graph.config or {}).get("callbacks")
-    for handler in getattr(callbacks, "handlers", callbacks) or ():
-        for name in dir(type(handler)):
-            if name.startswith("on_"):
-                yield f"callback {type(handler).__name__}.{name}", getattr(handler, name)
 
 
 def _identities(functions: Iterable[Any]) -> Iterator[int]:

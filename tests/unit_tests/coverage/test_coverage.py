@@ -70,11 +70,8 @@ def test_nothing_is_governed_before_protect() -> None:
     assert all(r.note for r in report.rows)
 
 
-def test_ids_are_stable_and_unique() -> None:
-    """An id is `kind/graph/name/route` with every part escaped; two graphs built alike have the same ids."""
-    ids = [r.id for r in covered(agent()).rows]
-    assert ids == [r.id for r in covered(agent()).rows]
-    assert len(set(ids)) == len(ids) and "tool/inner/pay/tools" in ids
+def test_each_part_of_an_id_is_escaped() -> None:
+    """An id is `kind/graph/name/route`."""
 
     @tool("a/b c")
     def odd(x: str) -> str:

@@ -10,13 +10,12 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.evaluation import EvaluationRequest, Subject
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.langgraph.model_call import decide_shown, instructions_digest, tool_names
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import HumanText, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
-from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep import decide_steps
 from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, decide_step, enter_node
 from langchain_runtime_authz.pep.lease import take_lease
@@ -266,23 +265,6 @@ def test_a_permit_stands_only_under_the_revision_that_its_answer_names(step: Cal
     for heard in ("r1", "r2"):  # by another thread
         pdp.revision = heard
         assert [asked(), asked()] == [1, 0]
-
-
-@pytest.mark.parametrize("step", STEPS, ids=["model", "node"])
-def test_a_permit_that_names_no_revision_is_not_kept_under_one(step: Callable[[Any], Any]) -> None:
-    """Of two PDPs in one, or of two replicas, the one that says nothing may have changed."""
-    told = StaticPDP(True, name="told")
-    untold = StaticPDP(True, name="untold")
-    untold.revision = ""
-    _, run = entered(DenyOverrides(told, untold))
-    for _ in range(3):
-        drive(run.engine, step(run))
-    assert len([r for r in untold.requests if r.action.name != "run/start"]) == 3
-    replica = StaticPDP(lambda _: Decision(outcome="permit", decision_id="d"))
-    _, run = entered(replica)
-    for _ in range(3):
-        drive(run.engine, step(run))
-    assert len([r for r in replica.requests if r.action.name != "run/start"]) == 3
 
 
 def test_a_model_call_of_a_corrected_task_is_refused() -> None:
