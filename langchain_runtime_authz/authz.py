@@ -29,7 +29,7 @@ from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
-from langchain_runtime_authz.langgraph.callback_backstop import install_hook
+from langchain_runtime_authz.langgraph.callback_backstop import install_backstop
 from langchain_runtime_authz.langgraph.graph_entry import RunOpener
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, as_caller
@@ -220,7 +220,7 @@ class RuntimeAuthz(Threads):
         self._names: set[str] = set()
         self._checked: object = None  # the newest mandate that was given
         self._health = HealthCheck(self._engine)
-        install_hook()
+        install_backstop()
 
     @classmethod
     @with_signature_of(__init__)
@@ -240,7 +240,7 @@ class RuntimeAuthz(Threads):
 
         This includes the tools of unprotected graphs. Inside a run, unguarded tools are always decided.
         """
-        install_hook(everywhere=True)
+        install_backstop(everywhere=True)
 
     def __repr__(self) -> str:
         return f"<RuntimeAuthz {self.tenant}: decided by {self.pdp.name}, {type(self.ledger).__name__}>"

@@ -24,7 +24,7 @@ from langchain_runtime_authz.telemetry.logs import get_logger
 _log = get_logger(__name__)
 
 LOCK_TIMEOUT: Final = 2.0  # seconds
-MAX_FRAGMENTS: Final = 8
+MAX_TORN_LINES: Final = 8  # unfinished lines at a file's end that are named in a record; more mean another file
 RETRY: Final = 60.0  # seconds until a rotation that failed is tried again
 BLOCK: Final = 8192
 ANCHOR: Final = "ledger"  # member of a record: the ledger's newest commit (`ledger.base.Anchor`)
@@ -269,10 +269,10 @@ class FileSink(_Shown):
                     continue
                 if (record := chain.parse_line(line)) is not None:
                     after = chain.line_hash(line)
-                if record is not None or len(fragments) > MAX_FRAGMENTS:
+                if record is not None or len(fragments) > MAX_TORN_LINES:
                     break
                 fragments.insert(0, chain.line_hash(line))
-        if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
+        if len(fragments) > MAX_TORN_LINES or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
             # A line without its newline may be a whole record, of which only the newline was not written.

@@ -234,7 +234,7 @@ def _register() -> None:
     )
 
 
-def install_hook(*, everywhere: bool = False, listens: bool = False) -> None:
+def install_backstop(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
     `everywhere`: also deny unguarded tools outside runs. `listens`: record model outputs of unprotected graphs in

@@ -24,7 +24,7 @@ from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
-from langchain_runtime_authz.langgraph.callback_backstop import install_hook
+from langchain_runtime_authz.langgraph.callback_backstop import install_backstop
 from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, newest_plan, plans_of, record_or_halt, record_plans
@@ -340,7 +340,7 @@ class AuthzToolNode(_Gate):
     def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
         super().__init__(tools, **kwargs)
         self._authz = authz
-        install_hook(listens=True)
+        install_backstop(listens=True)
         _equip(self, authz.profiles)
         guard_held_by(self)
 

@@ -32,14 +32,14 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of
 
 def read_answers(questions: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
     """Return a resume value's answers to the `questions`, also `malformed` ones."""
-    groups: dict[str, list[Approval]] = {}
+    by_interrupt: dict[str, list[Approval]] = {}
     for question in sorted(questions, key=lambda a: a.position):
-        groups.setdefault(question.interrupt_id, []).append(question)
-    given: Mapping[Any, Any] = value if isinstance(value, Mapping) and groups.keys() & value.keys() else {}
-    if not given and len(groups) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
-        given = dict.fromkeys(groups, value)
+        by_interrupt.setdefault(question.interrupt_id, []).append(question)
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) and by_interrupt.keys() & value.keys() else {}
+    if not given and len(by_interrupt) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
+        given = dict.fromkeys(by_interrupt, value)
     changes: list[AnswerApproval] = []
-    for interrupt_id, group in groups.items():
+    for interrupt_id, group in by_interrupt.items():
         if interrupt_id in given:
             decisions = _decisions(given[interrupt_id], group)
             changes += [_answer(a, d, subject) for a, d in zip(group, decisions, strict=True)]
@@ -122,8 +122,8 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 def answers_only_some(questions: Sequence[Approval], answers: Mapping[str, object]) -> bool:
     """Return True if `answers` (by interrupt id) decide some of an interrupt's calls."""
-    groups = Counter(a.interrupt_id for a in questions if a.source != "hitl")
-    for interrupt_id, count in groups.items():
+    asked = Counter(a.interrupt_id for a in questions if a.source != "hitl")
+    for interrupt_id, count in asked.items():
         given = answers.get(interrupt_id)
         decisions: Any = given.get("decisions") if isinstance(given, Mapping) else given
         some = isinstance(decisions, list | tuple) and 0 < len(decisions) < count
