@@ -61,6 +61,7 @@ def test_a_key_set_yields_public_keys_or_nothing(document: dict[str, Any]) -> No
 
 
 @given(urls | paths.map("https://a.example/{}".format))
+@example("https://a.example/%%32e")
 @settings(max_examples=700, deadline=None)
 def test_a_target_is_a_fixed_point(url: str) -> None:
     """One spelling: what was normalised once stays, and names the host that a client would connect to."""
