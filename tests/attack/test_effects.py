@@ -244,23 +244,6 @@ def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
     assert ran == [STRANGER]
 
 
-def test_a_node_that_is_retried_acts_once(ran: Any) -> None:
-    """An effect that happened is not repeated when its node fails afterwards and is tried again."""
-    authz = RuntimeAuthz(pdp=StaticPDP(True))
-    tries: list[Any] = []
-    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to))
-    def step(state: MessagesState) -> dict[str, Any]:
-        send(STRANGER)
-        tries.append(1)
-        if len(tries) == 1:
-            raise ConnectionError
-        return {}
-
-    graph = authz.protect(node_graph(step, retry_policy=RetryPolicy(initial_interval=0.001, jitter=False)))
-    told(authz, graph, human())
-    assert (ran, len(tries)) == ([STRANGER], 2)
-
-
 @pytest.mark.parametrize("kind", ["function", "tool"])
 @pytest.mark.parametrize("then", ["asks", "fails", "is tried again"])
 def test_in_a_graph_that_nobody_protects_a_node_that_runs_again_acts_once(
@@ -292,14 +275,6 @@ def test_in_a_graph_that_nobody_protects_a_node_that_runs_again_acts_once(
         if then != "is tried again":
             go(graph, None if then == "fails" else Command(resume="yes"), THREAD)
     assert len(tries) == 2 and ran == [STRANGER] * (2 if protected else 4)
-
-
-def test_equal_effects_are_several(ran: Any) -> None:
-    """A loop that does the same twice does it twice."""
-    authz = RuntimeAuthz(pdp=StaticPDP(True))
-    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to))
-    told(authz, authz.protect(node_graph(in_run(lambda: [send(STRANGER), send(STRANGER)]))), human())
-    assert ran == [STRANGER] * 2
 
 
 @pytest.mark.parametrize("kind", ["function", "tool"])
