@@ -245,6 +245,7 @@ class _Asking:
         """Ask a new question about calls. Return False if the limit is reached."""
         run, config = self.run, self.config
         yield from record_asking_calls(run, fresh)
+        yield from approval_questions.notify_changed(run, fresh, self.task)
         yield from self._pass_others()
         opened = approval_questions.question_rows(run, fresh, rounds, self.task, private.interrupt_id(config))
         if (self.here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):

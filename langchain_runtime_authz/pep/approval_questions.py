@@ -20,13 +20,13 @@ from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.normal_forms import forms_of, skeleton, tidy
 from langchain_runtime_authz.facts.resource import fill_template
-from langchain_runtime_authz.ledger.base import LASTS, Approval, Conflict, InDoubtCall, Scope
+from langchain_runtime_authz.ledger.base import LASTS, Approval, Conflict, InDoubtCall, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.mandate.description import described_mandate, described_step
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
-from langchain_runtime_authz.pep.run import Commit, Flow, Run, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.telemetry.spans import traceparent
 from langchain_runtime_authz.tool_profile import DESTINATIONS, value_at
 
@@ -35,6 +35,9 @@ MAX_LINES: Final = 40  # arguments shown in one question
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # answers to an application's own question about a call, which lists no decisions
 TAKES_ANY: Final = ("answer",)  # marks a tool's own `interrupt()`, which accepts any answer
+_CHANGED: Final = (
+    "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
+)
 
 
 def allowed_decisions(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
@@ -180,9 +183,21 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
+def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
+    """Tell the approver if this LangGraph task had other arguments approved before."""
+    marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
+    last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
+    held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
+    for j, mark in zip(asked, marks, strict=True):
+        before = held.get(last.get(mark, ""))
+        if before is not None and before.state == "approved" and before.call_key != j.key:
+            j.evidence = (_CHANGED, *j.evidence)
+
+
 def record_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
     """Record questions in ledger and audit log. Return False if the run has ended."""
-    marks = [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]
+    marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
+    marks += [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
         return False

@@ -65,7 +65,7 @@ def test_a_poisoned_memory_is_asked_about(find: Any, how: str, declared: bool) -
 
 @pytest.mark.parametrize(("declared", "written"), [(True, []), (False, [POISON])], ids=["declared", "undeclared"])
 def test_a_key_that_the_node_makes_anew(declared: bool, written: list[Any]) -> None:
-    """An approval binds it. Another one comes after the answer, so nothing is written and the node asks again."""
+    """An approval binds it. Another one comes after the answer, so the question says so and nothing is written."""
     store = InMemoryStore()
     authz = RuntimeAuthz(profiles={"store.put": WRITE} if declared else None)
     graph = authz.protect(remembering(by_runtime, store, lambda s: s.put(SPACE, str(uuid.uuid4()), POISON)))
@@ -73,7 +73,8 @@ def test_a_key_that_the_node_makes_anew(declared: bool, written: list[Any]) -> N
     if declared:
         state = told(authz, graph, resume(APPROVE), THREAD)
     assert [i.value for i in store.search(SPACE)] == written
-    assert len(state.get("__interrupt__", ())) == declared
+    asked = [a["description"] for i in state.get("__interrupt__", ()) for a in i.value["action_requests"]]
+    assert ["THE ARGUMENTS CHANGED" in a for a in asked] == [True] * declared
 
 
 def test_a_rejected_write_is_not_carried_out() -> None:
