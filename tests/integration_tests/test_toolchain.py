@@ -18,9 +18,11 @@ from langchain_runtime_authz import Grant, RuntimeAuthz, ToolProfile, current_ca
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import GRANT_TYPE
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN
+from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, ExchangeAuth, TokenExchange
+from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, replying
+from tests.endpoints import answered
 from tests.integration_tests.downstream_services import serving
 from tests.integration_tests.services import free_port
 
@@ -138,3 +140,33 @@ def test_what_does_not_lie_behind_the_tool_is_refused(source: str) -> None:
     chain, said = play(source, protected=True, narrow=source == "index")
     assert "data of" not in said and chain.seen == []
     assert chain.refused == ["invalid_target"]
+
+
+def test_an_exchange_outside_is_refused_before_anything_is_sent() -> None:
+    """The tool's own exchange for the admin API is refused with a code; for the index it is made."""
+    profile = ToolProfile(effect="read", sink="none", audience=("https://sts.example/token",), reaches=("https://index.example",))
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"search": profile})
+    sent: list[str] = []
+
+    def asked(request: httpx.Request) -> httpx.Response:
+        sent.append(request.url.host)
+        body = {"access_token": "t", "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 30}
+        return httpx.Response(200, json=body)
+
+    transport = httpx.MockTransport(asked)
+    exchange = TokenExchange("https://sts.example/token", tls=answered(asked))
+
+    @tool
+    def search() -> str:
+        """Search."""
+        for host in ("https://admin.example", "https://index.example"):
+            try:
+                httpx.Client(transport=transport, auth=ExchangeAuth(exchange, resource=host)).get(host)
+            except CredentialError as exc:
+                sent.append(exc.code)
+        return "done"
+
+    graph = authz.protect(hand_written(replying([call("search", {}, "s1")]), [search]))
+    with authz.run(subject="alice"):
+        graph.invoke({"messages": [("user", "look it up")]})
+    assert sent == ["audience", "sts.example", "index.example"]
