@@ -112,7 +112,7 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
     found, summary = done.stdout.strip().splitlines()
     assert found.startswith("rego/own.rego:")
     assert not wrong or f"{wrong}` is not in a request" in found
-    assert right in found and summary == "1 findings"
+    assert right in found and summary == "findings: 1"
 
 
 @pytest.mark.parametrize("lines", [

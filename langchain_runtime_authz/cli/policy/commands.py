@@ -88,7 +88,7 @@ def check(policy: PolicyPath = None) -> Printout:
         found += [] if opened.cedar else lint_policy(opened, own)
         if not found:
             opened.pdp().close()
-    return Printout({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
+    return Printout({"findings": found}, [*found, f"findings: {len(found)}" if found else "nothing found"], bool(found))
 
 
 @app.command("test")
