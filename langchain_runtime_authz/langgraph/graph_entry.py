@@ -235,7 +235,6 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
                 moved=partial(checkpoints.task_changed_between, graph, config, watch, head.id)
                 if head is not None
                 else None,
-                first_node=partial(private.first_node, graph),
             ),
             **handle.brings(),
             workflow=partial(is_workflow, graph),

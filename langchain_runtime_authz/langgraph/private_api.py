@@ -34,7 +34,6 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_asyn
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.constants import START
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop
@@ -183,17 +182,6 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> State
 def checkpointer_with_types(graph: Any) -> Any:
     """Return a graph's own checkpointer as a run uses it: it knows the state's types."""
     return graph._apply_checkpointer_allowlist(graph.checkpointer)
-
-
-def first_node(graph: Any) -> str | None:
-    """Return the node with which a graph begins, if its edges name one that is gated."""
-    builder = getattr(graph, "builder", None)
-    if builder is None or builder.branches.get(START):
-        return None
-    names = [end for begin, end in builder.edges if begin == START]
-    bound = getattr(graph.nodes.get(names[0]), "bound", None) if len(names) == 1 else None
-    together = bound is None or isinstance(bound, ToolNode)  # a tool node is decided with its calls
-    return None if together else getattr(type(bound), "__runtime_authz_node__", None)
 
 
 def graph_at(graph: Any, config: Any) -> Any:

@@ -24,8 +24,7 @@ from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME, Commit, Evaluate, Flow, Load, Run, Status
 
 MAX_KEPT: Final = 256  # number of permits cached per agent and root entry
-JUST_NOW: Final = 1.0  # seconds in which what a root or node entry has found counts for the step right after it
-START: Final = "run/start"
+JUST_NOW: Final = 1.0  # seconds after a node's entry in which its first model call needs no new check
 ENTER: Final = "node/enter"
 MODEL: Final = "model/call"
 
@@ -93,30 +92,6 @@ def decide_step(
     return decision if keep is None else keep(decision)
 
 
-def decide_start(
-    run: Run, action: str, resource: dict[str, Any], known: Snapshot, first_node: Callable[[], str | None]
-) -> Flow[Decision]:
-    """Decide a root entry.
-
-    A PDP in another process is asked about the first node in the same batch. If it denies the node, that is not
-    recorded, because the node is decided again when the graph enters it.
-    """
-    ahead = action == START and not run.engine.evaluator.in_process and lease_refusal(run, known) is None
-    if not ahead or not (first := first_node()):
-        return (yield from decide_step(run, action, resource, known=known))
-    node = {"type": "node", "id": first, "properties": {}}
-    began, keep = time.time_ns(), kept_permit(run, ENTER, first, lasting=False)[1]
-    bodies = [request_json(run, known, {"name": name}, of) for name, of in ((action, resource), (ENTER, node))]
-    start, entry = yield (Evaluate, bodies)
-    started = yield from decide_step(run, action, resource, known=known, answered=(began, bodies[0], start))
-    if started.outcome == entry.outcome == "permit" and not entry.obligations:
-        answered = began, bodies[1], entry
-        entered = yield from decide_step(run, ENTER, node, known=known, answered=answered, keep=keep)
-        if entered.outcome == "permit":
-            run.local.ahead = (first, run.epoch, run.engine.evaluator.revision), entered, time.monotonic() + JUST_NOW
-    return started
-
-
 def _obliged(run: Run, decision: Decision) -> list[Change]:
     revokes = any(o.type == "revoke" for o in decision.obligations)
     owed = changes_owed(decision) if decision.outcome == "permit" else []
@@ -158,10 +133,6 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
 def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
     """Decide `node/enter`, or return the cached permit of a live run."""
     permit, keep = kept_permit(run, ENTER, name, lasting=lasting)
-    if run.local.ahead is not None and run.local.ahead[0] == (name, run.epoch, run.engine.evaluator.revision):
-        _, decided, until = run.local.ahead
-        run.local.ahead = None
-        permit = decided if permit is None and time.monotonic() < until else permit
     step = decide_step(run, ENTER, {"type": "node", "id": name, "properties": {}}, keep=keep)
     return step if permit is None else if_alive(run, permit, step)
 

@@ -245,8 +245,6 @@ class LocalState:
     spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
     permits: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
     looked: tuple[float, Any] = (0.0, None)  # when (monotonic seconds) a step loaded its snapshot, and the snapshot
-    # The permit to enter the first node, which the root entry's batch decided: (node, epoch, policy), permit, expiry.
-    ahead: tuple[tuple[str, int, str], Decision, float] | None = None
     key_prefix: str = ""  # beginning of the ledger keys of the run's calls
     idempotency_prefix: str = ""  # beginning of the idempotency keys of the run's calls
     run_json: tuple[Any, ...] = ()  # JSON of subject, agent and grant

@@ -26,7 +26,7 @@ from langchain_runtime_authz.mandate.follow_ups import TurnBefore, TurnInContext
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import call_mandate, corrections
 from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_ends
-from langchain_runtime_authz.pep.decide_steps import decide_start
+from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.request_builder import request_json
@@ -57,7 +57,6 @@ class EntryFacts(NamedTuple):
     moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since the given checkpoint
     memory: str | None = None  # digest of the store's memory, if that is a task source
     waiting: Callable[[], Flow[heads.ChildStates | None]] | None = None  # reads the waiting child graphs
-    first_node: Callable[[], str | None] = str  # returns the only node with which the graph begins, if known
 
 
 class RunEnd(NamedTuple):
@@ -100,7 +99,7 @@ def open_entry(
             entry.planned = yield from _planned(run, known)
         action = "run/resume" if given.resume else "run/start"
         resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
-        decision = yield from decide_start(run, action, resource, known, given.first_node)
+        decision = yield from decide_step(run, action, resource, known=known)
         if decision.outcome != "permit":
             raise AuthzDenied(decision.reason, decision.decision_id)
         return opened

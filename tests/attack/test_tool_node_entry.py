@@ -1,4 +1,4 @@
-"""The entry of a node, which is decided in one batch with its calls, or with the start of its run."""
+"""A tool node's entry, which is decided in one batch with the node's calls."""
 
 from unittest.mock import patch
 
@@ -138,53 +138,3 @@ def test_a_node_with_code_of_its_own(name: str, ran: Any, protected: bool) -> No
     assert code_of(lambda: told(authz, graph, human(), task="x"), AuthzHalt) == "no_permit"
     assert entered == ran == []
     assert [ENTER] in pdp.asked
-
-
-class Far(Batches):
-    """A PDP in another process."""
-
-    in_process = False
-
-    async def aevaluate(self, body: bytes) -> object:
-        return self.evaluate(body)
-
-
-TOGETHER = ["run/start outer", "node/enter first"]
-
-
-def started(pdp: Far, between: Callable[[RuntimeAuthz], Any] = lambda authz: None) -> tuple[Any, list[str]]:
-    """A graph whose first node begins after `between`; how it ended, and which nodes ran."""
-    ran: list[str] = []
-    nodes = {name: lambda state, name=name: ran.append(name) for name in ("first", "second")}
-    authz, graph = protecting(chain(nodes, name="outer", checkpointer=InMemorySaver()), pdp)
-    ahead = graph.nodes["first"].bound.__class__.invoke
-    with patch.object(graph.nodes["first"].bound.__class__, "invoke", lambda *a, **k: [between(authz), ahead(*a, **k)][1]):
-        return said_by(lambda: told(authz, graph, human(), THREAD)), ran
-
-
-def test_one_question_for_the_start_and_the_first_node() -> None:
-    """The second node is a question of its own."""
-    _, ran = started(pdp := Far())
-    assert (pdp.asked, ran) == ([TOGETHER, ["node/enter second"]], ["first", "second"])
-
-
-def test_a_denied_first_node_is_asked_about_where_it_begins() -> None:
-    """Its denial counts and is recorded once; a denied start asks for no more."""
-    _, ran = started(pdp := Far(lambda r: r.resource.id != "first"))
-    assert (pdp.asked, ran) == ([TOGETHER, ["node/enter first"]], [])
-    _, ran = started(pdp := Far(lambda r: r.resource.id != "outer"))
-    assert (pdp.asked, ran) == ([TOGETHER], [])
-
-
-@pytest.mark.parametrize(("stop", "code"), [("revoke", "revoked"), ("correct", "stale_epoch")])
-def test_a_stop_between_the_start_and_its_first_node_counts(stop: str, code: str) -> None:
-    """The permit was given before it."""
-    stops = {"revoke": lambda authz: authz.revoke("t", graph="outer"), "correct": lambda authz: authz.correct("t", "STOP", graph="outer")}
-    assert started(Far(), stops[stop]) == (code, [])
-
-
-def test_a_first_node_that_begins_late_is_asked_about_again() -> None:
-    """More than a second after the start, the facts may be others."""
-    with patch("langchain_runtime_authz.pep.decide_steps.JUST_NOW", -1.0):
-        _, ran = started(pdp := Far())
-    assert (pdp.asked[:2], ran) == ([TOGETHER, ["node/enter first"]], ["first", "second"])
