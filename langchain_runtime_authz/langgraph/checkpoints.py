@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any, Final
@@ -83,79 +83,11 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
 
-class OwnCheckpoints:
-    """The checkpoint that a root entry loads, and the last one that its graph stores."""
-
-    def __init__(self, thread: str) -> None:
-        self.thread, self.last = thread, ""  # `last`: a checkpoint's id
-        self.loaded: tuple[tuple[str, ...], CheckpointTuple | None] | None = None  # until LangGraph takes it
-
-    def take(self, config: Mapping[str, Any]) -> tuple[CheckpointTuple | None] | None:
-        """Return what was loaded, in a tuple, to the first reader; else None."""
-        loaded, self.loaded = self.loaded, None
-        return (loaded[1],) if loaded is not None and loaded[0] == _at(config) else None
-
-    def note(self, config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-        """Note a stored checkpoint, unless another graph than the root has stored it."""
-        if _at(config)[:2] == (self.thread, ""):
-            self.last = checkpoint["id"]
-
-
-def _at(config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    found = (config or {})["configurable"]
-    return str(found["thread_id"]), found.get("checkpoint_ns") or "", found.get("checkpoint_id") or ""
-
-
-def run_saver(graph: Any, thread: object) -> Any:
-    """Return a checkpointer for one root entry, with the attributes of the graph's.
-
-    Its `own` notes what LangGraph stores. LangGraph's first read returns what the entry has read already (`read_head`),
-    so both see the same state, and the store is asked once.
-    """
-    saver = private.checkpointer_with_types(graph)
-    kind: Any = type(saver)
-    made: Any = object.__new__(_noting(kind))
-    made.__dict__, made.own = saver.__dict__, OwnCheckpoints(str(thread))
-    return made
-
-
-@lru_cache(maxsize=64)
-def _noting(base: Any) -> Any:
-    """Derive a checkpointer's class that tells `OwnCheckpoints` of reads and writes."""
-
-    def get_tuple(self: Any, config: Any) -> Any:
-        taken = self.own.take(config)
-        return taken[0] if taken is not None else base.get_tuple(self, config)
-
-    async def aget_tuple(self: Any, config: Any) -> Any:
-        taken = self.own.take(config)
-        return taken[0] if taken is not None else await base.aget_tuple(self, config)
-
-    def put(self: Any, config: Any, checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = base.put(self, config, checkpoint, *args, **kwargs)
-        self.own.note(config, checkpoint)
-        return stored
-
-    async def aput(self: Any, config: Any, checkpoint: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = await base.aput(self, config, checkpoint, *args, **kwargs)
-        self.own.note(config, checkpoint)
-        return stored
-
-    own = {f.__name__: f for f in (get_tuple, aget_tuple, put, aput)}
-    return private.subclass_like(base, {"__slots__": ("own",), **own})
-
-
-def read_head(saver: Any, config: Mapping[str, Any], own: OwnCheckpoints | None = None) -> Flow[CheckpointHead | None]:
-    """Read the checkpoint that `config` loads; None if the thread has none.
-
-    `own`: that of a `run_saver`, which keeps the whole checkpoint for LangGraph.
-    """
+def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[CheckpointHead | None]:
+    """Read the checkpoint that `config` loads; None if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
-    at = thread_config(config, named) if named else newest
-    found: CheckpointTuple | None = yield _get(saver if own is not None else frames, at)
-    if own is not None:
-        own.loaded = _at(at), found
+    found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
     if found is None:
         return None
     last: CheckpointTuple | None = (yield _get(frames, newest)) if named else found

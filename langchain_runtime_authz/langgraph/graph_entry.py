@@ -144,7 +144,6 @@ class RunOpener:
         place = yield write
         run = run_context.target_in(config) or run_context.current_run()
         if isinstance(run, Run):
-            run.entry.updated = True
             mark = checkpoints.mark_of(place, graph.get_name())
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
@@ -189,8 +188,6 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     input: Any = None
     handle: run_context.RunHandle | None = None
     head: CheckpointHead | None = None
-    run_saver: Any = None  # LangGraph uses it, unless None
-    own: checkpoints.OwnCheckpoints | None = None  # of `run_saver`
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
@@ -205,12 +202,8 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         saver, update = self.saver, update_in(self.input)
         if saver is not None:
             config = self.config = yield from checkpoints.at_replay(graph, config, self.input)
-        head: CheckpointHead | None = None
-        if saver is not None and thread is not None:
-            if not private.lent_checkpointer(config):
-                saver = self.run_saver = checkpoints.run_saver(graph, thread)
-                self.own = saver.own
-            head = self.head = yield from checkpoints.read_head(saver, config, self.own)
+        head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
+        self.head = head
         watch = owner.watch(graph) if head is not None else ()
         texts, shown = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         task, number = configurable.get(private.keys.CONFIG_KEY_TASK_ID), 0
@@ -327,8 +320,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             try:
                 waiting = None
                 if not cut:
-                    last = self.own.last if self.own is not None and not run.entry.updated else ""
-                    head = CheckpointHead(last) if last else (yield from checkpoints.read_head(saver, place))
+                    head = yield from checkpoints.read_head(saver, place)
                     memory = yield from self.run_opener.memory(self.graph, run.subject)
                     # A tool's child waits only if the run paused. After a failure, the child's own mark counts.
                     waiting = yield from checkpoints.read_waiting(
@@ -339,7 +331,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
                         head = self.head or head
                     elif head is not None:
                         self.lost = ()
-                    left = RunEnd(head.id if head is not None else None, memory, children, wrote=bool(last))
+                    left = RunEnd(head.id if head is not None else None, memory, children)
                     # If all tasks have ended, the marks of their children are not needed any more.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 namespaces = waiting.namespaces if waiting is not None else ()

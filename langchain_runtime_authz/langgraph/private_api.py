@@ -179,11 +179,6 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> State
     return StatePlace(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
 
 
-def checkpointer_with_types(graph: Any) -> Any:
-    """Return a graph's own checkpointer as a run uses it: it knows the state's types."""
-    return graph._apply_checkpointer_allowlist(graph.checkpointer)
-
-
 def graph_at(graph: Any, config: Any) -> Any:
     """Return the graph whose state a config names: the root or a subgraph node."""
     namespace = recast_checkpoint_ns(_ns(config or {}))

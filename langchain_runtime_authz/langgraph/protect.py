@@ -160,11 +160,11 @@ def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
         sys.set_asyncgen_hooks(*hooks)
 
 
-def _for_run(graph: Any, saver: Any = None) -> Any:
-    """Return the graph with another checkpointer, and without its bound config."""
-    if graph.config or saver is not None:
+def _without_config(graph: Any) -> Any:
+    """Return the graph without its bound config, which the call's config includes."""
+    if graph.config:
         graph = copy.copy(graph)
-        graph.config, graph.checkpointer = None, saver or graph.checkpointer
+        graph.config = None
     return graph
 
 
@@ -187,20 +187,20 @@ def _protected_class(base: Any, protection: Protection) -> Any:
             and graph.checkpointer
             and not ((merged.get("configurable") or {}).keys() - {HANDLE_KEY})
         ):
-            return own(_for_run(graph), input, {**merged, "configurable": {}}, **kwargs)
+            return own(_without_config(graph), input, {**merged, "configurable": {}}, **kwargs)
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
         """Return stream, scope of its steps, and True if chunks contain configs."""
-        given, config, saver = input, entered, None
+        given, config = input, entered
         if not isinstance(at, ChildEntry):
-            (given, config), saver = entered, at.run_saver
+            given, config = entered
             config = ambient.with_backstop(config)
             if graph.checkpointer:
                 config = private.with_sync_durability(config)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
-        return own(_for_run(graph, saver), given, config, **options), run_scope(at.run, span=at.run.span), shows
+        return own(_without_config(graph), given, config, **options), run_scope(at.run, span=at.run.span), shows
 
     def stream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Iterator[Any]:
         return begin(self, input, config, kwargs, base.stream, _stream)  # type: ignore[no-any-return]

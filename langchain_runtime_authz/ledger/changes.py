@@ -181,15 +181,12 @@ class SetMark(Unrefusable):
     source: str = ""  # if given, a new value of an existing mark is noted in `History.changed` under this name
     once: bool = False  # do not replace an existing mark
     instead: str | None = None  # if given, set the mark only if its present value is this one
-    newest: bool = False  # checkpoint ids grow with time: do not replace a later one
 
     def needs(self, n: Needs) -> None:
         n.marks.add(self.name)
 
     def apply(self, t: Thread, now: float) -> None:
         if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
-            return
-        if self.newest and self.value and t.marks.get(self.name, "") > self.value:
             return
         lost = t.forgotten is not None and self.name in t.forgotten
         before = t.marks.pop(self.name, "" if lost else self.value)  # removed first, so that the newest mark is last

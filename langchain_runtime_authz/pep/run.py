@@ -217,7 +217,6 @@ class EntryState:
     replies: tuple[str, ...] = ()  # answers to tools' or nodes' own questions
     handoffs: dict[str, Edge] = field(default_factory=dict)  # receiving agent → its permitted hand-off
     children: set[str] = field(default_factory=set)  # jtis of child agents that have not ended
-    updated: bool = False  # code of the run has called `update_state`
     asked_anew: set[str] = field(default_factory=set)  # interrupt ids of questions of child graphs without checkpoints
 
 

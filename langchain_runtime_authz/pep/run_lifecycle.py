@@ -65,7 +65,6 @@ class RunEnd(NamedTuple):
     head: str | None = None
     memory: str | None = None
     children: str | None = None
-    wrote: bool = False  # the run stored `head` itself, but another run may have stored a later one
 
 
 def open_entry(
@@ -321,8 +320,7 @@ def close_run(
     entry.children.discard(run.jti)
     over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]
     if root and entry.has_checkpointer:
-        over.append(ledger.SetMark(heads.HEAD, left.head or heads.UNKNOWN, newest=left.wrote))
-        for name, value in ((heads.MEMORY, left.memory), (heads.CHILDREN, left.children)):
+        for name, value in zip((heads.HEAD, heads.MEMORY, heads.CHILDREN), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
         yield from record_ends(run.engine, run.scope) if UNRECORDED_ENDS else ()

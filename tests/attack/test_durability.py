@@ -115,30 +115,3 @@ def test_a_thread_may_be_written_while_its_checkpoints_are_listed(how: str, capl
         list(saver.list(THREAD))
     run_as(authz, graph, human(), THREAD, how=how)
     assert "was not read" not in caplog.text
-
-
-class Counted(InMemorySaver):
-    """Counts reads, and has other code edit the state after one of them."""
-
-    reads, edit = 0, None
-
-    def get_tuple(self, config: Any) -> Any:
-        self.reads += 1
-        found, edit = super().get_tuple(config), self.edit
-        if edit is not None:
-            self.edit = None
-            edit()
-        return found
-
-
-def test_a_root_entry_and_langgraph_read_the_state_once(how: str) -> None:
-    """So an edit that follows is not run unseen: LangGraph overwrites it, and the ledger has it as a correction."""
-    graph = hand_written(replying(), [], checkpointer=(saver := Counted()))
-    run_as(authz := authz_with(StaticPDP(True)), authz.protect(graph), human(), THREAD, how=how)
-    assert saver.reads == 1
-    plain = hand_written(replying(), [], checkpointer=saver)
-    saver.edit = lambda: plain.update_state(THREAD, human("Pay Bob instead"))
-    state = run_as(authz, graph, human("And now"), THREAD, how=how)
-    assert "Pay Bob instead" not in [m.text for m in state["messages"]]
-    (thread,) = authz.ledger._threads.values()  # type: ignore[attr-defined]
-    assert [t.text for t in thread.log if t.text == "Pay Bob instead"] and thread.epoch == 3

@@ -200,14 +200,6 @@ class LedgerRules(LedgerHarness):
         self.scope = self.scope._replace(thread=unique_name("thread"))
         assert self.load(marks=("mandate",)).marks == {}
 
-    def test_a_mark_keeps_the_newest_checkpoint(self) -> None:
-        """If the run stored it itself: two runs on a thread may end in either order. A blank always counts."""
-        for value, kept in [("2", "2"), ("1", "2"), ("3", "3"), ("", ""), ("1", "1")]:
-            self.do(SetMark("head", value, newest=True))
-            assert self.load(marks=("head",)).marks == {"head": kept}
-        self.do(SetMark("head", "0"))
-        assert self.load(marks=("head",)).marks == {"head": "0"}
-
     def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
         """Theirs alone: letters count, nothing in a name is special, and what is set after it stays."""
         self.do(*(SetMark(name, "x") for name in ("task:1", "task:2", "tas", "Task:1", "head", 'a"%_', "a'%_", "aXX")))
