@@ -202,6 +202,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         saver, update = self.saver, update_in(self.input)
         if saver is not None:
             config = self.config = yield from checkpoints.at_replay(graph, config, self.input)
+        # LangGraph must read the state itself, after the lease is taken: another run may end in between.
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         self.head = head
         watch = owner.watch(graph) if head is not None else ()

@@ -478,3 +478,34 @@ def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str, 
     assert sorted(spoke) == ["of alice"] * 3 + ["of bob"] * 3
     decided = [(r.subject.id, r.context.call.args["user"]) for r in calls_of(pdp)]
     assert sorted(decided) == [("alice", "of alice")] * 3 + [("bob", "of bob")] * 3
+
+
+@pytest.mark.parametrize("corrects", [False, True])
+def test_a_run_that_begins_while_another_pays_sees_the_result(corrects: bool) -> None:
+    """The other run ends while the policy is asked about the start. On the state from before, the model would pay again."""
+    paying, go_on, asked = threading.Event(), threading.Event(), list[Any]()
+
+    class Slow(list[Any]):
+        def append(self, paid: Any) -> None:
+            super().append(paid)
+            paying.set()
+            assert go_on.wait(5)
+
+    def respond(messages: list[Any]) -> AIMessage:
+        return says(text="done") if any(m.type == "tool" for m in messages) else says(PAY)
+
+    def permits(request: Any) -> bool:
+        if request.action.name.startswith("run/") and not asked.append(request) and len(asked) == 2:
+            go_on.set()
+            other.join(5)
+        return True
+
+    model = ScriptedChatModel(script=[respond] * 9)
+    authz, graph = protecting(hand_written(model, [pay_tool(ran := Slow())], checkpointer=InMemorySaver()), StaticPDP(permits))
+    other = threading.Thread(target=lambda: said_by(lambda: told(authz, graph, human("Pay the bill"), THREAD)))
+    other.start()
+    assert paying.wait(5)
+    if corrects:
+        authz.correct("t", "And say when it is done", graph=graph.get_name())
+    told(authz, graph, {"messages": []} if corrects else human("Thanks"), THREAD)
+    assert len(ran) == 1
