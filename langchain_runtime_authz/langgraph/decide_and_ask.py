@@ -183,7 +183,7 @@ class _Asking:
             asking = [j for j in decided if _must_ask(j)]
             refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
             fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
-            late = self.pauses and bool(fresh) and self._belongs_to_another(decided, fresh, rounds)
+            late = self.pauses and bool(fresh) and self._belongs_to_another()
             if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
                 raise GraphInterrupt(())
             if fresh and (self.here or self.pauses) and not late:
@@ -228,18 +228,15 @@ class _Asking:
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
-    def _belongs_to_another(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
+    def _belongs_to_another(self) -> bool:
         """Return True if a new question would receive the answer to another question."""
-        # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
-        if self._pad is None or (self.may_ask is None and all(j.row is None and j.call.by_application for j in fresh)):
+        if self._pad is None:
             return False
         if self._numbers is not None:  # below a tool, a new question comes after all answers
             return self.may_ask is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
-        # In this graph task, a review received its answer before the code that asks now.
-        reviews = sum(bool(_asked_by(j, self.task, review=True)) and not j.call.reviewed for j in decided)
-        return bool(len(self._pad.resume) > rounds + reviews + self._pad.resume.count(_SKIPPED))
+        return any(answer != _SKIPPED for answer in self._pad.resume[private.next_number(self.config) :])
 
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""

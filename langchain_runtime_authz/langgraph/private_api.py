@@ -209,6 +209,12 @@ def number_of(config: Mapping[str, Any], interrupt: str) -> int | None:
     return next((n for n in range(len(answers)) if interrupt_id(config, n) == interrupt), None)
 
 
+def next_number(config: Mapping[str, Any]) -> int:
+    """Return the index of the task's next interrupt by LangGraph's own counter."""
+    count = getattr(scratchpad_of(config).interrupt_counter, "_counter", None)
+    return int(repr(count.__self__)[len("count(") : -1]) if count is not None else 0  # calling it would count up
+
+
 PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
 of_pad: Final = operator.attrgetter(*PAD)
 

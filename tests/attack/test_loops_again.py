@@ -77,6 +77,17 @@ def together(*given: Any) -> Any:
     return functional(*given, results=lambda act, calls: [future.result() for future in [task(act)(c) for c in calls]])
 
 
+def in_task(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
+    """Model and tools in a loop of one task."""
+    inner = one_node(model, ran, send, look).nodes["step"].bound.func
+
+    @task
+    def work(state: Any) -> Any:
+        return inner(state)
+
+    return entrypoint(checkpointer=InMemorySaver())(lambda state: work(state).result())
+
+
 def played(authz: Any, graph: Any, *given: Any) -> Any:
     """Enter a thread with each input in turn; every entry but the last must pause."""
     for at, value in enumerate((human(), *given)):
@@ -485,3 +496,50 @@ def test_an_id_that_an_earlier_message_used_is_a_new_call(inside: bool, send: st
         state = told(authz, graph, resume(decided), THREAD)
         assert state["messages"][-1].text == "done" and not graph.get_state(THREAD).interrupts
     assert len(ran) == 1 and NO["message"] in state["messages"][-2].text
+
+
+def by_ids(graph: Any, answer: Any) -> Any:
+    """Answer every open question by its interrupt id."""
+    return Command(resume={i.id: answer for i in graph.get_state(THREAD).interrupts})
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("inner", [one_node, in_task])
+def test_code_that_asks_several_times_hears_each_answer(inner: Any, own: bool, by_id: bool, send: str) -> None:
+    """A task of the functional API asks again and again, as a node does. `own`: with questions of its own in between."""
+    ran: list[Any] = []
+
+    def reply(messages: list[Any]) -> AIMessage:
+        done = sum(isinstance(m, ToolMessage) for m in messages)
+        return says(call("pay", {"to": f"p{done}", "amount": "5"}, f"c{done}")) if done < 3 else AIMessage("done")
+
+    look = lambda c: interrupt("Go on?") if own else None
+    graph = inner(ScriptedChatModel(script=[reply] * 90), ran, SEND[send], look)
+    authz, graph = protecting(graph, asking("pay"))
+    told(authz, graph, human(), THREAD)
+    for decided in (APPROVE, {"type": "reject"}, APPROVE):
+        for answer in (*([True] if own else []), {"decisions": [decided]}):
+            assert graph.get_state(THREAD).interrupts
+            state = told(authz, graph, by_ids(graph, answer) if by_id else Command(resume=answer), THREAD)
+    assert state["messages"][-1].text == "done" and [to for to, *_ in ran] == ["p0", "p2"]
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize("asks", ["question", "own"])
+@pytest.mark.parametrize("inner", [one_node, in_task])
+def test_an_answer_is_not_for_the_call_that_a_model_makes_instead(inner: Any, asks: str, by_id: bool, send: str) -> None:
+    """The model names another payee when its node or task runs again. `own`: the code's question was answered."""
+    ran: list[Any] = []
+    names = ["ann"] + ["eve"] * 9
+
+    def reply(messages: list[Any]) -> AIMessage:
+        return AIMessage("done") if isinstance(messages[-1], ToolMessage) else says(call("pay", {"to": names.pop(0), "amount": "5"}, "c1"))
+
+    look = lambda c: interrupt("Go on?") if asks == "own" and c["args"]["to"] == "ann" else None
+    graph = inner(ScriptedChatModel(script=[reply] * 20), ran, SEND[send], look)
+    authz, graph = protecting(graph, asking("pay"))
+    told(authz, graph, human(), THREAD)
+    answer = {"decisions": [APPROVE]}
+    told(authz, graph, by_ids(graph, answer) if by_id else Command(resume=answer), THREAD)
+    assert ran == []

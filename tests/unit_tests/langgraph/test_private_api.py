@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSequence
 from langchain_core.tools import BaseTool, StructuredTool, tool
-from langgraph.graph import StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz.langgraph import private_api as private
@@ -149,3 +149,20 @@ def test_tools_without_arguments() -> None:
     assert private.takes_no_arguments(bare.args_schema)
     bare.invoke({"evil": 1})
     assert got == [1]
+
+
+def test_the_next_number_is_read_without_counting_up() -> None:
+    """LangGraph's counter can only be called. If its inside moves, no second question of a `task` is asked."""
+    seen = []
+
+    def node(_: MessagesState, config: RunnableConfig) -> dict[str, Any]:
+        counter = private.scratchpad_of(config).interrupt_counter
+        for _each in range(3):
+            seen.append((private.next_number(config), private.next_number(config), counter()))
+        return {}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    builder.compile().invoke({"messages": []})
+    assert seen == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
