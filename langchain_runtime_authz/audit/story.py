@@ -101,7 +101,7 @@ class Event:
 
     @property
     def epoch(self) -> str:
-        return safe_text(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
+        return safe_text(self.record.get("epoch", _member(self.record, "request", "context", "task", "epoch")))
 
     def __str__(self) -> str:
         sign, word = SIGNS[self.kind]
@@ -231,7 +231,7 @@ def _add(story: Story, step: Event) -> None:
     record, detail, lane = step.record, step.detail, step.lane
     story.counts[step.kind] += 1
     story.lanes.setdefault(lane, "")
-    facts = {"thread": safe_text(lane.thread), "graph": safe_text(_at(record, "scope", "graph"))}
+    facts = {"thread": safe_text(lane.thread), "graph": safe_text(_member(record, "scope", "graph"))}
     facts |= {"subject": step.subject, "policy": safe_text(record.get("policy_revision"))}
     for name, value in facts.items():
         if value and len(known := story.facts.setdefault(name, {})) <= _LISTED:
@@ -239,19 +239,21 @@ def _add(story: Story, step: Event) -> None:
     if step.to is not None:
         story.lanes[step.to] = f"({safe_text(detail.get('kind'))})"
     elif step.kind == "order":
-        full = {str(_at(s, "id")): _at(s, "args") for s in as_list(_at(detail, "mandate", "steps"))}
+        full = {str(_member(s, "id")): _member(s, "args") for s in as_list(_member(detail, "mandate", "steps"))}
         steps = {}
         for one in as_list(detail.get("steps")):
-            steps[safe_text(_at(one, "id"))] = safe_text(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
+            steps[safe_text(_member(one, "id"))] = safe_text(_member(one, "tool")) + _arguments(
+                full.get(str(_member(one, "id")))
+            )
         order = OrderedSteps(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
-    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") in _HARMLESS:
+    elif step.kind == "permit" and _member(record, "request", "resource", "properties", "effect") in _HARMLESS:
         story.reads.add(step.tool)
     elif step.kind == "permit":
-        mandate = _at(record, "request", "context", "call", "mandate")
-        found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
-        if found is not None and _at(mandate, "standing") == "covered":
-            found.done[safe_text(_at(mandate, "step"))].append(step)
+        mandate = _member(record, "request", "context", "call", "mandate")
+        found = story.orders.get((lane.thread, str(_member(mandate, "digest"))))
+        if found is not None and _member(mandate, "standing") == "covered":
+            found.done[safe_text(_member(mandate, "step"))].append(step)
         else:
             story.unordered.append(step)
 
@@ -275,11 +277,11 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Event | None]:
             ended.end = safe_text(record.get("state"), 40)
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
-        thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, as_list(record.get("agent"))))
+        thread, agent = str(_member(record, "scope", "thread") or ""), tuple(map(str, as_list(record.get("agent"))))
         lane = Lane(thread, agent or roots.get(thread, ()))  # events of the whole thread belong to its root agent
         roots.setdefault(thread, agent[:1])
-        named = _at(record, "request", "subject")
-        if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
+        named = _member(record, "request", "subject")
+        if subject := f"{_member(named, 'type')}:{_member(named, 'id')}" if named else str(detail.get("subject") or ""):
             subjects[str(run)] = safe_text(subject)
         subject, tool = subjects.get(str(run), ""), safe_text(detail.get("tool"))
         if kind == "decision":
@@ -292,7 +294,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Event | None]:
             event, what = str(record.get("event")), tool
             if event == "asked":
                 for one in as_list(detail.get("questions")):
-                    questions[_question(one)] = safe_text(_at(one, "decision_id"))
+                    questions[_question(one)] = safe_text(_member(one, "decision_id"))
                 if detail.get("source") != "hitl":
                     continue  # the decisions that asked these questions are steps already
             elif event == "approval":
@@ -311,7 +313,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Event | None]:
         if sort == "answer":
             answers[thread, str(detail.get("args_digest"))] = step
         elif sort == "permit":
-            digest = _at(record, "request", "context", "call", "args_digest")
+            digest = _member(record, "request", "context", "call", "args_digest")
             answer = answers.pop((thread, str(digest)), None)
             if answer is not None and answer.detail.get("verdict") == "approve":
                 answer.end = "ran"
@@ -323,11 +325,11 @@ def _depth(lane: Lane) -> int:
 
 
 def _question(named: object) -> tuple[str, str]:
-    return str(_at(named, "call_key")), str(_at(named, "approval"))
+    return str(_member(named, "call_key")), str(_member(named, "approval"))
 
 
 def _decision(record: Record) -> str:
-    what = safe_text(record.get("resource")) + _arguments(_at(record, "request", "context", "call", "args"))
+    what = safe_text(record.get("resource")) + _arguments(_member(record, "request", "context", "call", "args"))
     what = what if record.get("action") == "tools/call" else f"{safe_text(record.get('action'))} {what}"
     return f"{what}: {reasons}" if (reasons := _listed(as_list(record.get("reasons")))) else what
 
@@ -335,7 +337,7 @@ def _decision(record: Record) -> str:
 def _event(template: str, record: Record, detail: Record, what: str) -> str:
     told = defaultdict(lambda: "?", {str(name): safe_text(value) for name, value in detail.items()})
     for name, member in (("tools", ""), ("steps", "tool"), ("questions", "tool")):
-        told[name] = _listed([_at(one, member) if member else one for one in as_list(detail.get(name))])
+        told[name] = _listed([_member(one, member) if member else one for one in as_list(detail.get(name))])
     told["author"] = told.get("author") or ("policy" if "decision_id" in detail else "an unknown author")
     for name, before in _BEFORE:
         told[name] = f"{before}{told[name]}" if detail.get(name) else ""
@@ -380,7 +382,7 @@ def _bounded(value: Any) -> Any:
     return [_bounded(v) for v in value] if isinstance(value, list) else value
 
 
-def _at(value: object, *way: str) -> Any:
+def _member(value: object, *way: str) -> Any:
     for name in way:
         value = as_mapping(value).get(name)
     return value

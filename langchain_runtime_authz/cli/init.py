@@ -188,7 +188,7 @@ def _fields(profile: ToolProfile) -> Any:
 
 
 def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
-    """Return (name of the set, fields) of a tool's shipped profile, or `None`."""
+    """Return the set and the fields of the shipped profile for a tool, or `None`."""
     from langchain_runtime_authz.langgraph.tool_facts import why_foreign
 
     for name, profiles in _ready_sets().items():

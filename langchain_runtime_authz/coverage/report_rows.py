@@ -188,7 +188,7 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Part]:
-        """Yield rows for a value in a node or tool. `around`: all values in it."""
+        """Yield rows for a value. `around`: all values in the same node or tool."""
         if isinstance(value, object_graph.model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.

@@ -66,7 +66,7 @@ def authorization_details(
     if profile.side_effect:
         detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
     decisive = {name: bound_value(args, name) for name in _decisive(profile, args)}
-    values = _normals(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
+    values = _normal_arguments(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
     if values is None:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"the arguments of `{tool}`")
     for entry in _entries(values, salt, plain=profile.token == "plain"):  # noqa: S105  (a mode)
@@ -114,8 +114,8 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
     yield {names.SALT: salt, names.ARGUMENTS_DIGEST: _digest_of_all(salt, values)}
 
 
-def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form; `None` if one has no JSON. `numbers`: amounts."""
+def _normal_arguments(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
+    """Return arguments in normal form, or `None`. `numbers`: names of amounts."""
     try:
         return {name: _normal(value, name in numbers) for name, value in as_json(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -178,7 +178,7 @@ def check_call(
     arguments, or an argument that the token does not hold).
     """
     detail = _call(credential, tool)
-    as_text, as_number = _normals(args, ()), _normals(args, args)
+    as_text, as_number = _normal_arguments(args, ()), _normal_arguments(args, args)
     if step is not None and detail.get(names.STEP) != step:
         _refuse("the step")
     approved = detail.get(names.APPROVED) is True and names.APPROVED in (accept or ())
@@ -229,7 +229,7 @@ def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)
-    values = _normals(shown, ()) if isinstance(shown, Mapping) else None
+    values = _normal_arguments(shown, ()) if isinstance(shown, Mapping) else None
     salt = str(detail.get(names.SALT))
     return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
 

@@ -33,11 +33,11 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument. `keys`: digests of the forms of all its parts."""
+    """One scalar of an argument. A text of several addresses has several parts."""
 
     value: Any
     parts: tuple[tuple[str, ...], ...]  # normal forms by part (`_parts`); the source of a part without forms is unknown
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # digests of these forms
 
 
 class TracedArgument(NamedTuple):

@@ -1,4 +1,4 @@
-"""`AuthzMiddleware`: decide the calls of an agent made with `create_agent`.
+"""`AuthzMiddleware`: decide calls and record plans of a `create_agent` agent.
 
 In a protected graph, a run is open, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
@@ -127,7 +127,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))
         if ours:
-            yield from _planned_by(run, request, response)
+            yield from _record_plan_at_end(run, request, response)
         return response
 
     wrap_model_call, awrap_model_call = methods(_wrap_model_call)
@@ -136,7 +136,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Record the newest message's plan, unless a protected node records it."""
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
-            yield from _planned(run, state["messages"])
+            yield from _record_plan(run, state["messages"])
 
     after_model, aafter_model = methods(_after_model)
 
@@ -213,22 +213,22 @@ def _without(request: Any, decision: Decision) -> Any:
     return request.override(tools=kept)
 
 
-def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
+def _record_plan(run: Run, messages: Sequence[Any]) -> Flow[None]:
     """Record the newest message's plan, before a review can ask about its calls."""
     newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     yield from record_plans(run, {}, newest)
 
 
-def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
+def _record_plan_at_end(run: Run, request: Any, response: Any) -> Flow[None]:
     """Record the plan when the model's node ends. Without a handler, record it now."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
-    heard = next(resume_handlers(get_config()), None)
+    handler = next(resume_handlers(get_config()), None)
     node = getattr(get_config().get("callbacks"), "parent_run_id", None)
-    if heard is None or node is None:
-        yield from _planned(run, messages)
+    if handler is None or node is None:
+        yield from _record_plan(run, messages)
         return
 
     def record(returned: object) -> None:
         drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
-    heard.waits[node] = record
+    handler.waits[node] = record

@@ -74,14 +74,14 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
-            run = drive(*_outside(config))
+            run = drive(*_run_outside(config))
         code = partial(base.invoke, inner or self, **kwargs)
         return drive(run.engine, _step(run, name, code, watched, together, input, config))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
-            run = await adrive(*_outside(config))
+            run = await adrive(*_run_outside(config))
         code = partial(_code, inner or self, **kwargs)
         return await adrive(run.engine, _step(run, name, code, watched, together, input, config))
 
@@ -201,7 +201,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     raise cast("BaseException", failed)
 
 
-def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
+def _run_outside(config: Any) -> tuple[Engine, Flow[Run]]:
     """Return the engine, and a flow that opens a run for a node outside a graph."""
     handle = run_handle(config or {})
     if handle is None:

@@ -49,7 +49,7 @@ T = TypeVar("T")
 def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
     """Cache `look`'s result for each class or function, as long as that exists.
 
-    If the result is a class, it is cached only while it is in use, because it may keep its base alive.
+    A result that is a class is cached only while it is in use. A subclass would keep its base class alive.
     """
     found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 

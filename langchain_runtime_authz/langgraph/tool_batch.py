@@ -176,7 +176,7 @@ class CallQueue:
         self._done: set[int] = set()
 
     def run(self, call: Any, code: Callable[[Any], Any]) -> Flow[Any]:
-        """Run `code` with the call or an approver's edit of it, or answer the call.
+        """Run `code` with the call or its edit, or return the message that denies it.
 
         The tool's guard finds the call's decision in the current scope.
         """

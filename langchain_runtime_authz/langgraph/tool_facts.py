@@ -313,7 +313,7 @@ def facts_of(tool: BaseTool) -> ToolFacts:
 def guard_of(tool: BaseTool) -> ToolGuard:
     """Return the guard of a guarded tool.
 
-    A tool that LangChain rebuilt from its fields (`configurable_fields`) uses the guard of its functions.
+    A tool that LangChain rebuilt from its fields (`configurable_fields`) keeps the functions, and so their guard.
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is GuardsInPlace:

@@ -103,8 +103,8 @@ class ClaimCall(Change):
 class RepeatCall(_OfCall):
     """Note on a call in doubt (`key`) that another call now begins the same deed.
 
-    When the noted call is tried again, it asks an approver, even if it is `void`. If it was claimed again or has ended
-    since the doubt was read, the conflict is `in_doubt`.
+    From then on, a new try of the noted call asks an approver, even if the call is `void` (did not happen). If the noted
+    call was claimed again or has ended since the doubt was read, the conflict is `in_doubt`.
     """
 
     at: float  # when the call in doubt was claimed

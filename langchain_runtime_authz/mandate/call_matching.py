@@ -78,7 +78,7 @@ class _Slot(NamedTuple):
     local: bool  # the ordered values do not name a time zone
 
 
-class _Plan(NamedTuple):
+class _ReadyStep(NamedTuple):
     """A step, prepared for the comparison with calls. An unused counter is ""."""
 
     step: Step
@@ -94,13 +94,15 @@ class _Plan(NamedTuple):
 
 
 class _Index:
-    """Values that are computed once for a mandate. `plans`: tool → (profile, steps)."""
+    """Values computed once for a mandate. `ready_steps`: tool → (profile, steps)."""
 
     def __init__(self, mandate: Mandate) -> None:
         named = f"key {mandate.key}" if mandate.key else mandate.digest
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
-        self.plans: dict[str, tuple[ToolProfile | None, list[_Plan]]] = {s.tool: (None, []) for s in mandate.steps}
+        self.ready_steps: dict[str, tuple[ToolProfile | None, list[_ReadyStep]]] = {
+            s.tool: (None, []) for s in mandate.steps
+        }
         self.shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
         self.awaited = {self.steps[step.after].deed or step.after for step in mandate.steps if step.after}
         self.totals: dict[str, int] = {}
@@ -121,7 +123,7 @@ class _Wait(NamedTuple):
 class _StepMatch(NamedTuple):
     """The comparison of a call with one step, before the counts are known."""
 
-    plan: _Plan
+    ready: _ReadyStep
     deviations: Sequence[Deviation]
     rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
     wait: _Wait | None
@@ -144,15 +146,15 @@ class MandateMatch:
     ) -> None:
         self._otherwise, self._matches, self._limit, self.awaited = otherwise, matches, limit, awaited
         counters = {} if limit is None else {limit.counter: limit.by}
-        for plan, _, rows, wait in matches:
+        for ready, _, rows, wait in matches:
             if wait is not None:
                 counters = {wait.taken: 0, wait.awaited: 0, **counters}
-            if plan.confirm:
-                counters[plan.confirm] = 0
-            if plan.counter:
-                counters[plan.counter] = 1
-                if plan.awaited:
-                    counters[plan.awaited] = 1
+            if ready.confirm:
+                counters[ready.confirm] = 0
+            if ready.counter:
+                counters[ready.counter] = 1
+                if ready.awaited:
+                    counters[ready.awaited] = 1
             for group in rows:
                 counters.update(dict.fromkeys(group, 1))
         self.counters: Mapping[str, int] = counters
@@ -178,10 +180,10 @@ def _distance(standing: Standing) -> tuple[int, int]:
 
 
 def _stand(match: _StepMatch, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
-    plan, deviations, groups, wait = match
-    step, awaited, confirms = plan.step, "", ""
-    if plan.counter:
-        spent = counts.get(plan.counter, 0) >= plan.maximum
+    ready, deviations, groups, wait = match
+    step, awaited, confirms = ready.step, "", ""
+    if ready.counter:
+        spent = counts.get(ready.counter, 0) >= ready.maximum
         rows = []
         for group in groups:
             row = next((counter for counter in group if counts.get(counter, 0) < step.times), None)
@@ -189,17 +191,17 @@ def _stand(match: _StepMatch, counts: Mapping[str, int], spends: tuple[Spend, ..
                 spent = True
             else:
                 rows.append(Spend(row, step.times))
-        awaited = "" if spent and (deviations or groups) else plan.awaited  # a retry makes up for its own failure
+        awaited = "" if spent and (deviations or groups) else ready.awaited  # a retry makes up for its own failure
         if spent:
             deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
         else:
-            spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
-            spends = (*spends, Spend(plan.awaited, UNBOUNDED)) if plan.awaited else spends
+            spends = (*spends, Spend(ready.counter, ready.maximum), *rows)
+            spends = (*spends, Spend(ready.awaited, UNBOUNDED)) if ready.awaited else spends
     if wait is not None and (counts.get(wait.taken, 0) < wait.least or counts.get(wait.awaited)):
         first = f"step `{step.after}` to succeed first: {described_step(wait.step)}"
         deviations = [*deviations, Deviation("", "after", first)]
-    if plan.confirm and not counts.get(plan.confirm):
-        confirms = plan.confirm if not deviations and plan.shown else ""
+    if ready.confirm and not counts.get(ready.confirm):
+        confirms = ready.confirm if not deviations and ready.shown else ""
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, awaited, confirms)
 
@@ -233,17 +235,19 @@ def match_call(
             common = (Deviation("", "limit", "an amount that counts towards the limit"),)
         else:
             limit = Spend(f"{index.prefix}limit:{effect}", index.totals[effect], amount)
-    if call.tool not in index.plans:
+    if call.tool not in index.ready_steps:
         return MandateMatch(_OUTSIDE, (), limit)
-    profile, plans = index.plans[call.tool]
+    profile, ready_steps = index.ready_steps[call.tool]
     if profile is not call.profile:
-        plans = [_plan(mandate, index, step, call.profile) for step in mandate.steps if step.tool == call.tool]
-        index.plans[call.tool] = call.profile, plans
+        ready_steps = [
+            _ready_step(mandate, index, step, call.profile) for step in mandate.steps if step.tool == call.tool
+        ]
+        index.ready_steps[call.tool] = call.profile, ready_steps
     matcher = ArgumentMatcher(index.steps, outputs, call)
     matches: list[_StepMatch] = []
-    for plan in plans:
-        step, after = plan.step, index.steps[plan.step.after] if plan.step.after else None
-        deviations, rows = _compare(plan, call, matcher)
+    for ready in ready_steps:
+        step, after = ready.step, index.steps[ready.step.after] if ready.step.after else None
+        deviations, rows = _compare(ready, call, matcher)
         deviations += common
         if step.only_if is not None and (code := matcher.condition(step.only_if)):
             deviations.append(Deviation("", code, f"step `{step.id}` only if {describe_condition(step.only_if)}"))
@@ -262,14 +266,14 @@ def match_call(
                 deviations.append(Deviation("", "after", f"step `{after.id}` to be taken first"))
         groups = []
         for name, keys in rows.items():
-            groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
-        matches.append(_StepMatch(plan, deviations, groups, wait))
+            groups.append([f"{ready.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
+        matches.append(_StepMatch(ready, deviations, groups, wait))
     # In a planner's mandate, a write inside may be in one message with the step that it follows.
     waits = mandate.source != "application" and call.profile.inside
     return MandateMatch(_OUTSIDE, matches, limit, {m.wait.awaited for m in matches if m.wait} if waits else ())
 
 
-def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> _Plan:
+def _ready_step(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> _ReadyStep:
     slots = []
     for name, order in step.args.items():
         kinds = [kind_of(profile, name)]
@@ -284,7 +288,7 @@ def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> 
     several = profile.effect == "fetch" and not all(isinstance(order, _FIXED) for order in step.args.values())
     name, limits = step.deed or step.id, [order.limit for order in step.args.values() if isinstance(order, Each)]
     confirm = profile.effect in mandate.confirm or step.id in mandate.confirm
-    return _Plan(
+    return _ReadyStep(
         step,
         slots,
         paired=[slot for slot in slots if slot.dotted and roots.count(slot.name.partition(".")[0]) > 1],
@@ -303,12 +307,12 @@ def _said(order: Argument) -> object:
     return order.values if isinstance(order, OneOf) else order.value if isinstance(order, Const) else None
 
 
-def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
+def _compare(ready: _ReadyStep, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
     """Return a call's deviations from a step, and the records' keys by reading step."""
     deviations: list[Deviation] = []
     rows: _Rows = {}
     lists: list[_Slot] = []
-    for slot in plan.slots:
+    for slot in ready.slots:
         name, order, kind = slot.name, slot.order, slot.kind
         value = value_at(call.args, name) if slot.dotted else call.args.get(name)
         local = value if call.zone is None else in_zone(value, call.zone)
@@ -334,12 +338,12 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
             if not rows[order.step]:
                 expected = f"of the same record of step `{order.step}` as the other values"
                 deviations.append(Deviation(name, "value", expected))
-    if plan.paired or len(lists) > 1:
-        deviations += _crossed(plan.paired, lists if len(lists) > 1 else (), call.args)
-    if call.profile.needs_mandate and not call.given <= plan.settled:
-        deviations += _open(plan, call, matcher)
+    if ready.paired or len(lists) > 1:
+        deviations += _crossed(ready.paired, lists if len(lists) > 1 else (), call.args)
+    if call.profile.needs_mandate and not call.given <= ready.settled:
+        deviations += _open(ready, call, matcher)
     if rows:
-        each = {slot.order.step for slot in plan.slots if isinstance(slot.order, Each)}
+        each = {slot.order.step for slot in ready.slots if isinstance(slot.order, Each)}
         rows = {step: keys for step, keys in rows.items() if keys and step in each}
     return deviations, rows
 
@@ -372,11 +376,11 @@ def _crossed(paired: Sequence[_Slot], lists: Sequence[_Slot], args: Mapping[str,
             yield Deviation(name, "ambiguous", "in the order of the rows")
 
 
-def _open(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[Deviation]:
+def _open(ready: _ReadyStep, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[Deviation]:
     """Yield deviations for arguments that the step does not name."""
     profile = call.profile
     declared = (*profile.critical, *profile.when)
-    for root in sorted(call.given - plan.settled):
+    for root in sorted(call.given - ready.settled):
         value = call.args.get(root)
         # An empty value (also in a list) is a deviation, because it may clear data or replace a default.
         if root not in profile.text and not any(True for _ in uncovered(root, value, ())):
@@ -384,7 +388,7 @@ def _open(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[De
             continue
         for name in (*declared, *profile.text):
             above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # the name and its parents
-            if name.partition(".")[0] != root or not plan.settled.isdisjoint(above):
+            if name.partition(".")[0] != root or not ready.settled.isdisjoint(above):
                 continue
             held = value_at(call.args, name)
             if is_empty(held):
@@ -393,7 +397,7 @@ def _open(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[De
                 yield Deviation(name, "unordered", "not to be given")
             elif finding := matcher.text(_TEXT, held).code:
                 yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
-        for path in dict.fromkeys(uncovered(root, value, {*plan.settled, *declared, *profile.text})):
+        for path in dict.fromkeys(uncovered(root, value, {*ready.settled, *declared, *profile.text})):
             yield Deviation(path, "undeclared", "not to be given")
 
 

@@ -304,7 +304,7 @@ def touches_unwanted(value: object, unwanted: Scalar, kind: str) -> bool:
     if kind == "amount" or not isinstance(value, str):
         return False
     texts = (value, normpath(unquote(value).replace("\\", "/")))
-    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
+    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_without_signs(text)) for text in texts)
 
 
 def may_hold(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
@@ -313,7 +313,7 @@ def may_hold(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
         if len(value) > MAX_VALUE:
             return True
         stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
-        above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
+        above, kept = (" ".join(_without_signs(text).split()) for text in (stem, str(unwanted)))
         if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):
             return True
     return False
@@ -321,12 +321,12 @@ def may_hold(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
 
 @lru_cache(maxsize=1024)
 def _sought(unwanted: str) -> re.Pattern[str]:
-    """Return a pattern for the words and addresses of `unwanted` in a `_bare` text."""
+    """Return a pattern that finds `unwanted` in a text without signs."""
     addresses = (form.partition(":")[2] for form in identifiers_in(tidy(unwanted)))
-    bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
+    bare = [" *".join(map(re.escape, _without_signs(text).replace(" ", ""))) for text in (unwanted, *addresses)]
     return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
 
 
-def _bare(text: str) -> str:
+def _without_signs(text: str) -> str:
     """Return a text's `skeleton`, with blanks for signs (not `|`) and for `+tag`s."""
     return skeleton(_SIGNS.sub(" ", tidy(text)))

@@ -22,7 +22,7 @@ def outdated_tools(
     """Return the tools whose reads are outdated, and True if outputs were dropped.
 
     An output in memory is dropped if its resource has a newer version, even if another process has read that version.
-    `run.local.versions` gets the present version of what each call will read. `keys`: the keys of the calls.
+    `run.local.versions` receives the present version of what each call will read. `keys`: the keys of the calls.
     """
     resources = snapshot.history.resources
     read = resources if any(call.profile.needs_mandate for call in calls) else {}

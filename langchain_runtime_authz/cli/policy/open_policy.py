@@ -146,32 +146,32 @@ def misplaced_files(source: Path) -> list[str]:
         return []
     cedar, found = _yaml(source / PROJECT).get("engine") == "cedar", []
     for file in sorted(source.rglob("*")):
-        at = file.relative_to(source)
-        if not any(part.startswith(".") for part in at.parts) and (why := _unread(file, at, cedar=cedar)):
-            found.append(f"`{at.as_posix()}` is not read; {why}")
+        path = file.relative_to(source)
+        if not any(part.startswith(".") for part in path.parts) and (why := _unread(file, path, cedar=cedar)):
+            found.append(f"`{path.as_posix()}` is not read; {why}")
     return found
 
 
-def _unread(file: Path, at: Path, *, cedar: bool) -> str:
-    """Return why the file at this place is not read; "" if it is, or means nothing."""
-    where, suffix = at.parent.as_posix(), at.suffix.lower()
+def _unread(file: Path, path: Path, *, cedar: bool) -> str:
+    """Return why the file at this path is not read; "" if it is, or means nothing."""
+    where, suffix = path.parent.as_posix(), path.suffix.lower()
     if not file.is_file():
         # Otherwise it would be ignored: the policy would have the shipped data, or no rules of its own.
         if not file.exists():
             return "the link leads nowhere"
-        return "it is not a file" if at.as_posix() in _PARTS.values() else ""
+        return "it is not a file" if path.as_posix() in _PARTS.values() else ""
     if suffix == ".cedar":
         right = cedar and where == "cedar"
         return "" if right else f"policies in Cedar belong in cedar/, with `engine: cedar` in {PROJECT}"
-    if cedar and (suffix == ".rego" or at.as_posix() == DATA):
+    if cedar and (suffix == ".rego" or path.as_posix() == DATA):
         return f"{PROJECT} says `engine: cedar`"
     if suffix == ".rego":
-        right = (where, at.suffix) == ("rego", ".rego")
-        return "" if right else f"rules and their tests belong in rego/, as `rego/{at.stem}.rego`"
-    if where == "rego" and at.stem == "data":
+        right = (where, path.suffix) == ("rego", ".rego")
+        return "" if right else f"rules and their tests belong in rego/, as `rego/{path.stem}.rego`"
+    if where == "rego" and path.stem == "data":
         return f"it belongs next to {PROJECT}, as `{DATA}`"
-    name = _PARTS.get(at.stem, at.name) if where == "." else at.name
-    return "" if name == at.name else f"its name is `{name}`"
+    name = _PARTS.get(path.stem, path.name) if where == "." else path.name
+    return "" if name == path.name else f"its name is `{name}`"
 
 
 def _unevaluated_packages(rules: Mapping[str, str]) -> Iterator[str]:

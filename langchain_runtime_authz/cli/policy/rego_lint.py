@@ -110,7 +110,7 @@ def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
 
 
 def _reading(get: re.Match[str]) -> str:
-    """Rewrite an `object.get` as a path for OPA's type checker. It is never evaluated."""
+    """Rewrite an `object.get` as a path, which OPA only type-checks, never evaluates."""
     path = ".".join([get[2], *re.findall(r"\w+", get[3])])
     return f"{get[1]}[{path}, {get[3]}][1]"
 
