@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, final
 
 from pydantic import Field, JsonValue, ValidationError
 
+from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.evaluation import MAX_DEPTH, Model, Subject
 from langchain_runtime_authz.grant import Grant
@@ -85,8 +86,6 @@ class TaskClaim(Model):
 class TokenRequest(Model):
     """A request to an issuer to sign a token for one permitted call. Holds no secret.
 
-    `model_dump_json` writes it for an issuer elsewhere, which reads it by `TokenRequest.model_validate_json`.
-
     Attributes:
         agent: id of the acting agent: `client_id` and `act.sub`.
         delegators: ids of the agents that delegated to `agent`, nearest first; informational.
@@ -114,6 +113,22 @@ class TokenRequest(Model):
     issued_at: int
     expires_at: int
     cnf_jkt: Name | None = None
+
+    def to_json(self) -> bytes:
+        """Return the request as JSON, for a remote issuer."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> TokenRequest:
+        """Parse the JSON of `to_json` strictly, or raise `credential_unavailable`."""
+        try:
+            parse_object(data)  # refuses duplicate members, of which pydantic keeps the last
+            return cls.model_validate_json(data)
+        except ValidationError as exc:
+            where = ".".join(map(str, exc.errors()[0]["loc"])) or "the document"
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"request to the issuer: `{where}`") from None
+        except ValueError:
+            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "request to the issuer: not JSON") from None
 
 
 class _Text:

@@ -224,7 +224,7 @@ def test_an_issuer_elsewhere_signs_the_same() -> None:
         details=call_details(step=None, standing="outside", approved=True),
         task=TaskClaim(id="t", epoch=2, digest="sha256:00", mandate="sha256:01"),
     )
-    again = TokenRequest.model_validate_json(request.model_dump_json())
+    again = TokenRequest.from_json(request.to_json())
     claims = claims_of(again, "i")
     assert claims == claims_of(request, "i")
     assert claims["task"] == {"id": "t", "epoch": 2, "digest": "sha256:00", "mandate": "sha256:01"}

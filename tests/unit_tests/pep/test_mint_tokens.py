@@ -40,18 +40,18 @@ class Remote:
 
     def issue(self, request: TokenRequest) -> str:
         self.roads.append(f"sync in {'main' if threading.current_thread() is threading.main_thread() else 'thread'}")
-        return self._sign(request.model_dump_json())
+        return self._sign(request.to_json())
 
     async def aissue(self, request: TokenRequest) -> str:
         self.roads.append("async")
         await asyncio.sleep(0)
-        return self._sign(request.model_dump_json())
+        return self._sign(request.to_json())
 
     def jwks(self) -> Mapping[str, Any]:
         return json.loads(json.dumps(self._there.jwks()))  # type: ignore[no-any-return]
 
-    def _sign(self, body: str) -> str:
-        return self._there.issue(TokenRequest.model_validate_json(body).model_copy(update=self.lie))
+    def _sign(self, body: bytes) -> str:
+        return self._there.issue(TokenRequest.from_json(body).model_copy(update=self.lie))
 
 
 def played(issuer: Remote, road: str, ledger: MemoryLedger | None = None, **options: Any) -> tuple[list[Any], RuntimeAuthz]:
