@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from langchain_core.tools import BaseTool
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.graph import StateGraph
 
 from langchain_runtime_authz.agent_profile import ANY
@@ -266,6 +266,8 @@ class _Look:
 
 def _unpickles(saver: Any) -> str:
     """Return why loading a checkpoint may run code; "" if it cannot."""
+    if isinstance(getattr(saver, "storage", None), PersistentDict):
+        return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
     while serde is not None and seen < 5:  # noqa: PLR2004  (a wrapper in a wrapper is rare)
         if getattr(serde, "pickle_fallback", False):

@@ -15,7 +15,7 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, Ledger
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.facts.resource import one_spelling
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, ListsQuestions, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.approval_answers import answer_event, correcting_texts
@@ -32,9 +32,15 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.facts.task import HumanText
 
 
+def _store(engine: Engine) -> ListsQuestions:
+    if not isinstance(engine.ledger, ListsQuestions):
+        raise ConfigError("this ledger cannot list open questions: it lacks `asked`")
+    return engine.ledger
+
+
 ListAsked: Final = Effect(  # takes a question's id, or None for all; returns the tenant's open questions
-    lambda engine, one: engine.ledger.asked(engine.tenant, one),
-    lambda engine, one: engine.ledger.aasked(engine.tenant, one),
+    lambda engine, one: _store(engine).asked(engine.tenant, one),
+    lambda engine, one: _store(engine).aasked(engine.tenant, one),
 )
 
 

@@ -266,6 +266,19 @@ def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     assert ran == []
 
 
+def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) -> None:
+    """The verdict of a gate is on the tool under the name that it had."""
+    authz = authz_with(rules_that_permit())
+    def wrap(request: Any, handler: Any) -> Any:
+        request.tool.name = "other"
+        return handler(request)
+
+    graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
+    state = told(authz, graph, human())
+    assert ran == [] and answer_to(state["messages"], "call-pay").status == "error"
+    assert reasons(authz, "other") == ["plan_changed"]
+
+
 def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:
     """`Tool` takes one text."""
     authz = authz_with(pdp, profiles=BARE)

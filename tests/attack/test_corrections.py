@@ -113,6 +113,16 @@ def test_correct_while_a_stream_is_in_flight(kind: str, how: str, ran: Any) -> N
     assert [m.content for m in state["messages"] if isinstance(m, HumanMessage)].count("STOP, pay nobody") == 1
 
 
+def test_unenforced_stream_in_flight_pays(kind: str, ran: Any) -> None:
+    """Without us a STOP that another writer puts into the thread is not seen by the run in flight."""
+    _, _, graph = built(kind, ran, protected=False)
+    stream = graph.stream(human(), THREAD)
+    next(stream)
+    graph.update_state(THREAD, {"messages": [HumanMessage("STOP, pay nobody")]})
+    list(stream)
+    assert ran == [PAID]
+
+
 def test_correction_is_for_one_thread(ran: Any) -> None:
     authz, pdp, graph = built("hand", ran, interrupt_before=["tools"])
     other = {"configurable": {"thread_id": "other"}}

@@ -14,7 +14,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.func import entrypoint, task
@@ -368,6 +368,7 @@ def test_checkpointers_that_run_what_they_read_are_named(tmp_path: Any) -> None:
             (InMemorySaver(), False), (InMemorySaver(serde=JsonPlusSerializer(pickle_fallback=True)), True),
             (InMemorySaver(serde=Unpickler()), True), (saver, True), (SqliteSaver(saver.conn, serde=strict), False),
             (SqliteSaver(saver.conn, serde=Unpickler()), True),
+            (InMemorySaver(factory=partial(PersistentDict, filename=str(tmp_path / "x.pickle"))), True),
         ]
         for checkpointer, named in cases:
             found = findings(node_graph(lambda s: {}, checkpointer=checkpointer))

@@ -1,5 +1,6 @@
 """A call is held against what was announced, and every call has a key of its own."""
 
+import itertools
 import json
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_a_carried_plan_holds_what_the_approver_left() -> None:
     assert back.calls == (plan.calls[0], plan.calls[2])
 
 
+SCOPE = ("acme", "issuer", "graph", "thread")
+BASE: tuple[Any, ...] = (SCOPE, ("root",), 1, "m1", 0, "pay", "sha256:00")
+
+
+def test_every_part_makes_another_key() -> None:
+    """Scope, agent, epoch, message, place, tool and arguments."""
+    others: tuple[Any, ...] = (("acme", "issuer", "graph", "t2"), ("root", "a"), 2, "m2", 1, "wire", "sha256:01")
+    keys = {call_key(*BASE)}
+    for i, other in enumerate(others):
+        keys.add(call_key(*BASE[:i], other, *BASE[i + 1 :]))
+    assert len(keys) == 1 + len(others)
+
+
 # Names that look like two where they are joined by a separator.
 nasty = st.text(st.sampled_from(["a", "\x1f", "\n", " ", ",", '"', "\\", "/", "\ud800", "é"]), max_size=4)
 parts = st.tuples(
@@ -109,3 +123,7 @@ calls = st.lists(st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | s
 def test_a_digest_of_calls_is_of_these_calls(a: list[PlannedCall], b: list[PlannedCall]) -> None:
     """A message with one strange call is not the message with two."""
     assert (calls_digest(a) == calls_digest(b)) is (a == b)
+
+
+def test_the_order_of_calls_counts() -> None:
+    assert len({calls_digest(p) for p in itertools.permutations(PLAN.calls)}) == 6

@@ -185,6 +185,12 @@ def test_a_link_inside_another_is_another(url: str) -> None:
     assert of(known(said="Open https://bank.org"), url=" https://bank.org/ ").standing == "told"
 
 
+def test_a_lookalike_is_told_and_not_believed() -> None:
+    """Another letter of the same looks is another address."""
+    found = of(known(said="Write to alice@x.org"), to="\u0430lice@x.org")
+    assert (found.standing, found.lookalike) == ("outside", True)
+
+
 TARGETS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"to": "bob@x.org"}, {"to": "Bob <bob@x.org>"}, True),
     ({"to": "bob@x.org"}, {"to": ["bob@x.org", "bob@x.org"]}, True),
