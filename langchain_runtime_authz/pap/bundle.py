@@ -97,7 +97,7 @@ class Bundle:
         """Return the revision in decisions: number and digest."""
         return f"{self.number}@{self.digest[:16]}"
 
-    def engine(self, name: str, label: str = "", timeout: float = 1.0) -> WasmPDP | CedarPDP:
+    def engine(self, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
         """Return the engine, or raise `ConfigError`. `label`: its revision in decisions."""
         if self.cedar:
             policies, schema, *documents = (self.cedar[file] for file in CEDAR)
@@ -107,7 +107,7 @@ class Bundle:
         if self.wasm is not None and DATA_ROOT in data:
             check_data(data[DATA_ROOT], name)
             data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
-        return WasmPDP(wasm=self.wasm, data=data, entrypoint=self.entrypoint, timeout=timeout)
+        return WasmPDP(wasm=self.wasm, data=data, entrypoint=self.entrypoint, **limits)
 
     def self_test(self, pdp: WasmPDP | CedarPDP) -> None:
         """Test a policy on its cases and an empty request, or raise `ConfigError`."""

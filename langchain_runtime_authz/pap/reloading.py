@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._locks import file_lock, in_child
@@ -145,6 +145,7 @@ class ReloadingPDP(InProcess):
         poll: seconds between looks at the source.
         max_staleness: seconds for which a policy decides without a new check of its source that succeeds. Afterwards
             everything is denied with `policy_stale`. `None`: no limit.
+        pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
 
@@ -161,6 +162,7 @@ class ReloadingPDP(InProcess):
         state: str | Path | None = None,
         poll: float = 2.0,
         max_staleness: float | None = None,
+        pool_size: int = 4,
         timeout: float = 1.0,
         deadline: float = DEFAULT_DEADLINE,
     ) -> None:
@@ -172,7 +174,8 @@ class ReloadingPDP(InProcess):
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
         self._seconds = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
-        self._timeout = checked_seconds("timeout", timeout)
+        limits = {"pool_size": checked_count("pool_size", pool_size), "timeout": checked_seconds("timeout", timeout)}
+        self._limits: dict[str, Any] = limits
         self._refused, self._closed = "", False
         self._rejected: tuple[Seen, float] = (), 0.0  # the stamp of a refused source, and until when it is left alone
         self._seen: Seen = self._look()
@@ -269,7 +272,7 @@ class ReloadingPDP(InProcess):
         if bundle.number < least or (live is not None and bundle.number == least):
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
-        pdp = bundle.engine(self.source.name, bundle.revision, self._timeout)
+        pdp = bundle.engine(self.source.name, bundle.revision, **self._limits)
         try:
             bundle.self_test(pdp)
             self._highest.advance(bundle)

@@ -1,6 +1,6 @@
 """A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime.
 
-One `Program` is a compiled policy with one data document and its idle instances. The parsed data stays in an
+One `Program` is a compiled policy with one data document and a pool of instances. The parsed data stays in an
 instance's memory. As in OPA's own hosts (openpolicyagent.org/docs/wasm, "Fast path"), an evaluation writes its input
 after the data, calls `opa_eval` once, and reads one text.
 
@@ -11,6 +11,7 @@ A policy cannot call Python: a second Wasm module provides the functions that it
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import ctypes
 import json
@@ -24,6 +25,7 @@ from collections import deque
 from ctypes import byref
 from functools import partial
 from hashlib import sha256
+from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import wasmtime
@@ -36,7 +38,7 @@ from langchain_runtime_authz.pdp.base import PolicyFailed
 TICK: Final = 0.05  # seconds: how exactly an evaluation is stopped
 MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
 MAX_RESULT: Final = 1024 * 1024
-KEPT: Final = 8  # idle instances of a program; making one costs as much as a few evaluations
+MAX_POOL: Final = 1024
 MAX_MODULES: Final = 8  # compiled modules that are kept for the next program of the same code
 _PAGE: Final = 65536
 _CHUNK: Final = 4096
@@ -186,14 +188,15 @@ def _compiled(code: bytes) -> _Compiled:
 class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
-    Programs of the same code share its compiled form. `timeout`: CPU seconds of one evaluation; waiting for a CPU does
-    not count. `entrypoints`: ids by name. `builtins`: host functions that the policy would call. Raises `PolicyFailed`
-    if OPA did not compile `code`.
+    Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout`:
+    CPU seconds of one evaluation; waiting for a CPU or an instance does not count. `entrypoints`: ids by name.
+    `builtins`: host functions that the policy would call. Raises `PolicyFailed` if OPA did not compile `code`.
     """
 
-    def __init__(self, code: bytes, data: bytes, *, timeout: float) -> None:
+    def __init__(self, code: bytes, data: bytes, *, pool_size: int, timeout: float) -> None:
         self.clock = _the_clock()
-        self.data, self.timeout = data, timeout
+        self.data = data
+        self._size, self.timeout = min(pool_size, MAX_POOL), timeout
         self.ticks = max(1, math.ceil(timeout / TICK))
         self.closed = False
         self.module, self.pages = _compiled(code)
@@ -206,34 +209,63 @@ class Program:
         except BaseException:
             self.close()
             raise
-        self._idle.append(first)
+        self._free.append(first)
 
     def forked(self) -> None:
-        """Begin without idle instances: another thread may have held them at the fork."""
-        self._idle: deque[_Instance] = deque(maxlen=KEPT)
+        """Begin with an empty pool: another thread may have held its contents at the fork."""
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._size):
+            self._places.put(None)
+        self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
-        """Return the answer as JSON. Raises `TimeoutError`, `PDPError` or `PolicyFailed`."""
+        """Return the answer as JSON. Raises `TimeoutError`, `PDPError` or `PolicyFailed`.
+
+        On an event loop, it does not wait for a free instance of the pool but uses an additional one.
+        """
         if self.closed:
             raise PolicyFailed("closed")
+        places: SimpleQueue[None] | None = self._places
         try:
-            instance = self._idle.pop()
-        except IndexError:
-            instance = _Instance(self)
-        text = instance.evaluate(self.entrypoints[entrypoint], body, self)
-        defined = text.startswith(_BEGIN) and text.endswith(_END)
-        if not defined and text != b"[]":
-            raise PolicyFailed("the answer is not a result set")
-        if not self.closed:  # an instance is not used again after a failure, because its memory may be corrupt
-            self._idle.append(instance)
+            self._places.get(block=False)
+        except Empty:
+            places = self._waited()
+        try:
+            try:
+                instance = self._free.pop()
+            except IndexError:
+                instance = _Instance(self)
+            text = instance.evaluate(self.entrypoints[entrypoint], body, self)
+            defined = text.startswith(_BEGIN) and text.endswith(_END)
+            if not defined and text != b"[]":
+                raise PolicyFailed("the answer is not a result set")
+            if not self.closed:  # an instance is not used again after a failure, because its memory may be corrupt
+                self._free.append(instance)
+        finally:
+            if places is not None:
+                places.put(None)
         if not defined:
             raise PDPError(Code.PDP_UNDEFINED)
         return text[len(_BEGIN) : -len(_END)]
 
+    def _waited(self) -> SimpleQueue[None] | None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            return None
+        places = self._places
+        places.get()
+        if self.closed:
+            places.put(None)
+            raise PolicyFailed("closed")
+        return places
+
     def close(self) -> None:
         """Free the instances; later evaluations raise `PolicyFailed`. Idempotent."""
         self.closed = True
-        self._idle.clear()
+        self._free.clear()
         self.clock.wait()
 
 

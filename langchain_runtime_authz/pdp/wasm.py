@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz._validate import checked_path, checked_seconds, checked_text
+from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess, PolicyFailed
 from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, check_data, dumped, merge_shipped, plain, shipped_file
@@ -39,6 +39,7 @@ class WasmPDP(InProcess):
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. The policy may also have an entrypoint
             `batch`, which answers `{"requests": [input, …]}` with a list of such documents. Then one evaluation decides
             the calls of a message.
+        pool_size: evaluations that may run at the same time. Evaluations on event loops are not counted.
         timeout: seconds of CPU after which an evaluation is stopped (and denied). Waiting for a CPU does not count.
         deadline: seconds of CPU within which the calls of one message must be answered.
 
@@ -56,6 +57,7 @@ class WasmPDP(InProcess):
         wasm: str | Path | bytes | None = None,
         data: Json | None = None,
         entrypoint: str = "runtime_authz/decision",
+        pool_size: int = 4,
         timeout: float = 1.0,
         deadline: float = DEFAULT_DEADLINE,
     ) -> None:
@@ -74,7 +76,11 @@ class WasmPDP(InProcess):
         if wasm is None:
             # The fingerprint replaces any revision in the data, so that no answer can claim another policy.
             document = {DATA_ROOT: {**document[DATA_ROOT], "revision": self.revision}}
-        self.program = _program(code, dumped(document), self._entrypoint, checked_seconds("timeout", timeout))
+        limits: Any = {
+            "pool_size": checked_count("pool_size", pool_size),
+            "timeout": checked_seconds("timeout", timeout),
+        }
+        self.program = _program(code, dumped(document), self._entrypoint, **limits)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"
         self._batch = batch if batch in self.program.entrypoints else None
 
@@ -108,12 +114,12 @@ def _read(path: Traversable, what: str) -> bytes:
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
 
 
-def _program(code: bytes, data: bytes, entrypoint: str, timeout: float) -> Program:
+def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
     # Imported here, because wasmtime is the slowest import of the package, and only this PDP needs it.
     from langchain_runtime_authz.pdp._wasm_host import Program
 
     try:
-        program = Program(code, data, timeout=timeout)
+        program = Program(code, data, pool_size=pool_size, timeout=timeout)
     except (PolicyFailed, TimeoutError) as exc:
         msg = f"not a policy compiled by `opa build -t wasm`: {exc or type(exc).__name__}"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc

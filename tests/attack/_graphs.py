@@ -183,6 +183,7 @@ def rules_that_permit() -> WasmPDP:
             **{table: dict.fromkeys(names, "permit") for table, names in permits.items()},
             "data_flow": {name: {"external": "permit"} for name in classes},
         },
+        pool_size=1,
     )
 
 

@@ -208,7 +208,7 @@ def test_coverage_names_the_models(name: str, tmp_path: Path) -> None:
 def test_a_selection_brings_nothing_back() -> None:
     """The selecting model names a tool outside the grant: the agent's model is not shown it."""
     model = seeing([READ])
-    authz = authz_with(WasmPDP())
+    authz = authz_with(WasmPDP(pool_size=1))
     selector = MIDDLEWARE["LLMToolSelectorMiddleware"](model, Path())
     graph = built("both", authz, model, [pay_tool([]), read_tool([])], before=[selector])
     assert_went_on(said("sync", authz, graph, human(), grant=Grant(tools=("read",))))

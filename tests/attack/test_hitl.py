@@ -79,7 +79,7 @@ def test_a_review_that_shows_one_call_confirms_no_whole_mandate(protected: bool,
     review = HumanInTheLoopMiddleware({"write": True})
     graph: Any = agent_graph(replying(*plan), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(), middleware=[review])
     steps = [{"id": "w", "tool": "write", "args": {"text": "a"}}, {"id": "p", "tool": "pay", "args": {"recipient": "ann", "amount": 10}}]
-    authz = authz_with(WasmPDP()) if protected else None
+    authz = authz_with(WasmPDP(pool_size=1)) if protected else None
     graph = authz.protect(graph) if authz is not None else graph
     for given in (human(), resume(APPROVE)):
         if authz is not None:

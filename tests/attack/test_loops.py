@@ -152,7 +152,7 @@ TOLD = {"pay": PROFILES["pay"].model_copy(update={"intent": ("pay",)})}
 def test_an_argument_that_code_adds_is_critical(go: str, added: bool) -> None:
     """The model's own part stays planned; what the code adds is nobody's word, and asks."""
     made = Loop(
-        [call("pay", {"to": "Bob", "amount": 5}, "c")], pdp=WasmPDP(), profiles=TOLD,
+        [call("pay", {"to": "Bob", "amount": 5}, "c")], pdp=WasmPDP(pool_size=1), profiles=TOLD,
         send=(lambda args: {**args, "currency": "XAU"}) if added else None,
     )  # fmt: skip
     asked = made.go(human("Pay 5 to Bob"), go).get("__interrupt__", ())

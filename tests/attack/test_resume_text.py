@@ -150,7 +150,7 @@ def test_words_approve_nothing(how: str) -> None:
     """Where the shipped policy would ask about the call under the new task, it is denied, as careless as the tool may be."""
     desk = Desk("hand", call("confirmed_pay", {"to": "Bob"}, "c"), protected=False)
     pay = ToolProfile(effect="pay", sink="external", critical={"to": "principal"}, intent=("pay",))
-    desk.authz = authz_with(WasmPDP(), profiles={"confirmed_pay": pay})
+    desk.authz = authz_with(WasmPDP(pool_size=1), profiles={"confirmed_pay": pay})
     desk.graph = desk.authz.protect(desk.graph)
     desk.go(human("Pay Bob"), how)
     assert_went_on(desk.go(Command(resume=STOP), how))

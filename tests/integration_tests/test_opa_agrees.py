@@ -66,7 +66,7 @@ def comparable(answer: Any) -> tuple[bool, list[object], list[object]]:
 def test_wasm_and_opa_agree(oracle: Callable[[object], Any], kind: Callable[[random.Random], Any]) -> None:
     """Decision, reasons and obligations are the same, in the same order, alone and in batches."""
     rng = random.Random(20251124)
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     outcomes: Counter[bool] = Counter()
     codes: set[str] = set()
     pending: list[tuple[bytes, Any]] = []
@@ -92,7 +92,7 @@ def test_wasm_and_opa_agree(oracle: Callable[[object], Any], kind: Callable[[ran
 
 def test_wasm_and_opa_agree_on_garbage(oracle: Callable[[object], Any]) -> None:
     """What is no request gets the same answer too."""
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     for document in ANYTHING:
         answer = comparable(pdp.document(json.dumps(document).encode()))
         assert answer == comparable(oracle(document)) and answer[0] is False
@@ -120,9 +120,9 @@ def readable(request: EvaluationRequest) -> bool:
 @pytest.mark.parametrize("kind", [type_preserving, wild])
 def test_every_engine_decides_alike(server: OpaServer, kind: Callable[[random.Random], Any]) -> None:
     """Wasm and the OPA client give equal decisions; Cedar permits nothing that Rego denies, and nearly all it permits."""
-    wasm, opa, cedar = WasmPDP(), OpaPDP(server.url, timeout=10), CedarPDP()
+    wasm, opa, cedar = WasmPDP(pool_size=1), OpaPDP(server.url, timeout=10), CedarPDP()
     proof = {"attested": ["write", "pay"]}
-    strict = WasmPDP(data=proof), CedarPDP(entities=[policy_data(proof)])
+    strict = WasmPDP(data=proof, pool_size=1), CedarPDP(entities=[policy_data(proof)])
     asked = list(requests(kind, REQUESTS))
     permitted = both = alike = proven = 0
     blank = {"decision_id": "", "pdp_decision_id": "", "policy_revision": ""}

@@ -33,7 +33,7 @@ def test_reloads_under_load_tear_nothing(tmp_path: Path) -> None:
     put there and refused. Memory at the end is that of the first quarter.
     """
     source = put(tmp_path / "policy.tar.gz", files(1, key=KEY))
-    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600, timeout=60)
+    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600, pool_size=4, timeout=60)
     seen: Counter[tuple[str, str]] = Counter()
     wrong: list[object] = []
     stop = threading.Event()

@@ -12,7 +12,7 @@ from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
-from tests.unit_tests.pdp.test_wasm_host import ENDLESS, module
+from tests.unit_tests.pdp.test_wasm import opa_module
 
 REQUEST = example_request()
 DENIED = example_request({"context.lease.exp": 1})
@@ -58,7 +58,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @needs_fork
 def test_the_limit_holds_in_a_fork() -> None:
     """A runaway policy is stopped in the child too."""
-    pdp = WasmPDP(wasm=module(ENDLESS), entrypoint="a/b", timeout=1.0)
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", timeout=1.0)
     assert in_child(stops, pdp) == (Code.PDP_TIMEOUT, True)
     pdp.close()
 
@@ -73,7 +73,7 @@ def test_a_fork_can_compile() -> None:
 
 def test_the_calls_of_a_message_are_one_evaluation() -> None:
     """In order, each its own; too much at once, or a policy without the entrypoint, goes one by one."""
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     mixed = [r.to_json() for r in (REQUEST, DENIED, REQUEST)]
     expected = ["permit", "lease_invalid", "permit"]
     assert [d.reason or d.outcome for d in Evaluator(pdp).evaluate(mixed)] == expected
@@ -82,9 +82,9 @@ def test_the_calls_of_a_message_are_one_evaluation() -> None:
     bodies = [json.dumps({"not": "a request"}).encode(), REQUEST.to_json()]
     assert [d.permit for d in pdp.evaluate_batch(bodies)] == [False, True]  # type: ignore[attr-defined]
     pdp.close()
-    foreign = WasmPDP(wasm=module(), entrypoint="a/b")
+    foreign = WasmPDP(wasm=opa_module(), entrypoint="a/b", pool_size=1)
     assert [d.permit for d in Evaluator(foreign).evaluate([REQUEST.to_json()] * 3)] == [True] * 3
     foreign.close()
-    looping = WasmPDP(wasm=module(ENDLESS), entrypoint="a/b", timeout=0.5)
+    looping = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.5)
     assert {d.reason for d in Evaluator(looping).evaluate([REQUEST.to_json()] * 3)} == {Code.PDP_TIMEOUT}
     looping.close()

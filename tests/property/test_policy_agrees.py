@@ -32,7 +32,7 @@ SLOW_IS_FINE = settings(deadline=None, max_examples=300)
 @pytest.fixture(scope="module")
 def pdp() -> Iterator[WasmPDP]:
     """The shipped policy with nothing against the call but its grant."""
-    permissive = WasmPDP(data=PERMISSIVE)
+    permissive = WasmPDP(data=PERMISSIVE, pool_size=1)
     yield permissive
     permissive.close()
 
@@ -145,7 +145,7 @@ def test_the_policy_decides_as_the_row_says(
     document["resource"]["properties"] |= {**chain[0], "reaches": chain[1:]}
     deviations = [{"argument": "", "code": "confirm"}] if confirm else []
     document["context"]["call"]["mandate"].update(standing=standing, backed=backed, deviations=deviations)
-    pdp = WasmPDP(wasm=WASM, data={DATA_ROOT: {**DATA, "effects": table}})
+    pdp = WasmPDP(wasm=WASM, data={DATA_ROOT: {**DATA, "effects": table}}, pool_size=1)
     try:
         answer: Any = pdp.document(json.dumps(document).encode())
     finally:

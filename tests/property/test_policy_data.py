@@ -102,7 +102,7 @@ def _put(path: tuple[Any, ...], value: object) -> tuple[dict[str, Any], object]:
 @pytest.fixture(scope="module")
 def pdp() -> Iterator[WasmPDP]:
     """The shipped policy on the strict data."""
-    strict = WasmPDP(wasm=WASM, data={DATA_ROOT: STRICT})
+    strict = WasmPDP(wasm=WASM, data={DATA_ROOT: STRICT}, pool_size=1)
     yield strict
     strict.close()
 
@@ -127,7 +127,7 @@ def _demands(decision: Decision) -> set[str]:
 
 def _never_wider(pdp: WasmPDP, before: list[Decision], data: dict[str, Any], path: tuple[Any, ...]) -> None:
     """Past the check of the shape, as an OPA server would take it: what was refused or asked stays so."""
-    changed = WasmPDP(wasm=WASM, data={DATA_ROOT: data})
+    changed = WasmPDP(wasm=WASM, data={DATA_ROOT: data}, pool_size=1)
     try:
         after = _decided(changed)
     finally:
@@ -244,7 +244,7 @@ def test_changing_one_member_changes_no_other(path: tuple[Any, ...], value: obje
     ({"approvals": {"pay": {"authenticated": True}}}, {EFFECT: "pay", STANDING: "none", **FREE}, ["require_approval"]),
 ], ids=str)
 def test_tightening_one_bound_keeps_the_others(data: dict[str, Any], asked: dict[str, object], kept: list[str]) -> None:
-    pdps = [WasmPDP(), WasmPDP(data=data)]
+    pdps = [WasmPDP(pool_size=1), WasmPDP(data=data, pool_size=1)]
     body = example_request(asked).to_json()
     before, after = (Evaluator(p).evaluate([body])[0] for p in pdps)
     for pdp in pdps:

@@ -78,7 +78,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_rule_gives_its_reason(reason: str) -> None:
     """With that one change the rule decides, and without it nothing does: the example itself is permitted."""
     overrides, data = TRIPS[reason]
-    pdp = WasmPDP(data=data)
+    pdp = WasmPDP(data=data, pool_size=1)
     try:
         (decided,) = Evaluator(pdp).evaluate([example_request(overrides).to_json()])
     finally:
@@ -90,7 +90,7 @@ def test_a_rule_gives_its_reason(reason: str) -> None:
 
 
 def test_the_example_itself_is_permitted() -> None:
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     (decided,) = Evaluator(pdp).evaluate([example_request().to_json()])
     pdp.close()
     assert (decided.permit, decided.reasons, decided.obligations) == (True, (), ())

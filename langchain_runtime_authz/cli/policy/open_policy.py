@@ -116,7 +116,7 @@ class Policy(Bundle):
 
     def pdp(self) -> WasmPDP | CedarPDP:
         """Return a new engine with this policy."""
-        return self.engine(self.name)
+        return self.engine(self.name, pool_size=1)
 
 
 def open_policy(source: Path | None) -> Policy:

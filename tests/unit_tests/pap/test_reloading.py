@@ -44,7 +44,7 @@ def following(source: Path) -> Iterator[Callable[..., ReloadingPDP]]:
     made: list[ReloadingPDP] = []
 
     def follow(path: Path = source, **options: object) -> ReloadingPDP:
-        made.append(ReloadingPDP(path, **{"poll": 3600, **options}))
+        made.append(ReloadingPDP(path, **{"poll": 3600, "pool_size": 2, **options}))
         return made[-1]
 
     yield follow
@@ -306,7 +306,7 @@ def test_what_stands_before_a_policy_hides_none_of_it(
 
 def start(source: Path, **options: object) -> str:
     """The revision that a process started now would decide by."""
-    pdp = ReloadingPDP(source, **{"poll": 3600, **options})  # type: ignore[arg-type]
+    pdp = ReloadingPDP(source, **{"poll": 3600, "pool_size": 1, **options})  # type: ignore[arg-type]
     pdp.close()
     return pdp.revision.partition("@")[0]
 

@@ -49,7 +49,7 @@ def sample() -> CedarPDP:
 @pytest.fixture(scope="module")
 def wasm() -> Iterator[WasmPDP]:
     """What the sample is measured by."""
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     yield pdp
     pdp.close()
 
@@ -58,7 +58,7 @@ def wasm() -> Iterator[WasmPDP]:
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_proof_of_the_workload_is_demanded_as_in_rego(attested: list[str] | None, proven: bool) -> None:
     """By the data of the same name."""
-    rego = WasmPDP(data={} if attested is None else {"attested": attested})
+    rego = WasmPDP(data={} if attested is None else {"attested": attested}, pool_size=1)
     cedar = CedarPDP(entities=[] if attested is None else [policy_data({"attested": attested})])
     for effect in EFFECTS:
         request = {EFFECT: effect, STANDING: "covered", "context.agent.attested": proven}

@@ -20,7 +20,6 @@ from langchain_runtime_authz.pdp.policy_data import DATA_ROOT
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.ids import shown
-from tests.unit_tests.pdp.test_wasm_host import module
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED = (POLICIES / "policy.wasm").read_bytes()
@@ -48,7 +47,7 @@ def ask(pdp: WasmPDP, overrides: Mapping[str, object] | None = None) -> Decision
 
 def steered(data: Mapping[str, object], overrides: Mapping[str, object] | None = None) -> Decision:
     """The same, by the shipped policy with data of the test's own."""
-    pdp = WasmPDP(data=data)
+    pdp = WasmPDP(data=data, pool_size=1)
     try:
         return ask(pdp, overrides)
     finally:
@@ -115,7 +114,7 @@ def test_data_steers_the_policy() -> None:
 
 def test_data_may_be_an_edited_copy() -> None:
     """A copy of the whole data.json."""
-    edited = WasmPDP(data={DATA_ROOT: {**DATA, "effects": {**DATA["effects"], "write": "deny"}, "revision": "a lie"}})
+    edited = WasmPDP(data={DATA_ROOT: {**DATA, "effects": {**DATA["effects"], "write": "deny"}, "revision": "a lie"}}, pool_size=1)
     decision = ask(edited)
     assert (decision.reasons, decision.policy_revision) == ((Code.EFFECT,), edited.revision)
     edited.close()
@@ -123,7 +122,7 @@ def test_data_may_be_an_edited_copy() -> None:
 
 def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
     """Equal policy and data have an equal fingerprint, others another."""
-    same, other = WasmPDP(data={"rates": {}}), WasmPDP(data={"rates": {"pay": None}})
+    same, other = WasmPDP(data={"rates": {}}, pool_size=1), WasmPDP(data={"rates": {"pay": None}}, pool_size=1)
     assert pdp.revision == same.revision != other.revision
     assert pdp.revision.startswith("sha256:") and len(pdp.revision) == len("sha256:") + 16
     same.close()
@@ -133,16 +132,48 @@ def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
 def test_later_changes_of_the_mapping_do_nothing() -> None:
     """The data is copied at construction."""
     data: dict[str, dict[str, object]] = {"effects": {"write": "deny"}}
-    pdp = WasmPDP(data=data)
+    pdp = WasmPDP(data=data, pool_size=2)
     data["effects"]["write"] = "permit"
     assert [ask(pdp).outcome for _ in range(4)] == ["deny"] * 4
     pdp.close()
 
 
+def opa_module(
+    *,
+    entrypoints: str = '{"a/b": 0, "c/d": 1}',
+    builtins: str = "{}",
+    result: str = '[{"result": {"decision": true}}]',
+    loop: bool = False,
+) -> bytes:
+    """The smallest module with OPA's ABI: it answers `result`, or, to a real request, never."""
+    texts = [text.encode() + b"\0" for text in (entrypoints, builtins, result)]
+    at = [8, 8 + len(texts[0]), 8 + len(texts[0]) + len(texts[1])]
+    escaped = "".join(f"\\{byte:02x}" for byte in b"".join(texts))
+    spin = "(if (i32.gt_u (local.get 4) (i32.const 2)) (then (loop (br 0))))" if loop else ""
+    return bytes(
+        wasmtime.wat2wasm(f"""(module
+          (import "env" "memory" (memory 2))
+          (global (export "opa_wasm_abi_version") i32 (i32.const 1))
+          (global (export "opa_wasm_abi_minor_version") i32 (i32.const 3))
+          (global $heap (mut i32) (i32.const 4096))
+          (data (i32.const 8) "{escaped}")
+          (func (export "opa_malloc") (param i32) (result i32) (i32.const 8192))
+          (func (export "opa_free") (param i32))
+          (func (export "opa_json_parse") (param i32 i32) (result i32) (local.get 0))
+          (func (export "opa_json_dump") (param i32) (result i32) (local.get 0))
+          (func (export "opa_heap_ptr_get") (result i32) (global.get $heap))
+          (func (export "opa_heap_ptr_set") (param i32) (global.set $heap (local.get 0)))
+          (func (export "entrypoints") (result i32) (i32.const {at[0]}))
+          (func (export "builtins") (result i32) (i32.const {at[1]}))
+          (func (export "opa_eval") (param i32 i32 i32 i32 i32 i32 i32) (result i32)
+            {spin} (i32.const {at[2]})))"""),
+    )
+
+
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     """Bytes, a path and its text are the same policy; the decision names its revision."""
     file = tmp_path / "own.wasm"
-    file.write_bytes(module())
+    file.write_bytes(opa_module())
     for source in (file, str(file), file.read_bytes()):
         pdp = WasmPDP(wasm=source, entrypoint="a/b", data={"any": {"key": 1}})
         decision = ask(pdp)
@@ -156,7 +187,7 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
 ])
 def test_an_answer_that_is_no_decision_denies(result: str, code: Code) -> None:
     """A bare boolean and an empty answer deny. An undefined rule is not an error at load: it may be defined for other requests."""
-    pdp = WasmPDP(wasm=module(text=result), entrypoint="a/b")
+    pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
     (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (code, "pdp")
     pdp.close()
@@ -176,11 +207,11 @@ NO_POLICY: list[tuple[str | bytes, str, str]] = [
     (b"", "a/b", "not a policy compiled by"),
     (b"package x", "a/b", "not a policy compiled by"),
     (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
-    (module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
+    (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
     (SHIPPED, "a/b", "it has: runtime_authz/batch, runtime_authz/decision"),
-    (module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
-    (module(text="tru"), "a/b", "cannot be evaluated"),
-    (module(text="{}"), "a/b", "cannot be evaluated"),
+    (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
+    (opa_module(result="tru"), "a/b", "cannot be evaluated"),
+    (opa_module(result="{}"), "a/b", "cannot be evaluated"),
 ]
 
 
@@ -198,23 +229,33 @@ def test_what_can_not_be_used_is_refused(arguments: dict[str, Any], says: str) -
 def test_a_refused_policy_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     for arguments in (
-        {"wasm": module()}, {"data": {"x": 1}}, {"wasm": module(builtins='{"sprintf": 0}')},
+        {"wasm": opa_module()}, {"data": {"x": 1}}, {"wasm": opa_module(builtins='{"sprintf": 0}')},
     ):
         with pytest.raises(ConfigError):
             WasmPDP(**arguments)
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize("arguments", [{"timeout": 0}, {"timeout": float("nan")}])
+@pytest.mark.parametrize("arguments", [{"pool_size": 0}, {"timeout": 0}, {"timeout": float("nan")}])
 def test_wrong_limits_are_refused(arguments: dict[str, float]) -> None:
     """There is no evaluation without a deadline."""
     with pytest.raises(ConfigError):
         WasmPDP(**arguments)  # type: ignore[arg-type]
 
 
+def test_a_runaway_policy_is_stopped() -> None:
+    """An evaluation that does not end is interrupted, denies, and the next one has an engine."""
+    pdp = WasmPDP(wasm=opa_module(loop=True), entrypoint="a/b", pool_size=1, timeout=0.2)
+    for _ in range(2):
+        (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
+        assert (decision.reason, decision.failure) == (Code.PDP_TIMEOUT, "pdp")
+    assert pdp.document(b"{}") == {"decision": True}
+    pdp.close()
+
+
 def test_after_close_everything_denies() -> None:
     """A closed PDP denies; closing twice is no error."""
-    pdp = WasmPDP()
+    pdp = WasmPDP(pool_size=1)
     pdp.close()
     pdp.close()
     (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
@@ -227,7 +268,5 @@ def test_a_policy_is_compiled_once_per_process() -> None:
         made = [*threads.map(lambda _: WasmPDP(), range(4)), WasmPDP(wasm=SHIPPED, data={DATA_ROOT: {}})]
     assert len({id(pdp.program.module) for pdp in made}) == 1
     assert len({pdp.revision for pdp in made}) == 2
-    made.pop().close()
-    assert ask(made[0]).permit  # it goes on if another one is closed
     for pdp in made:
         pdp.close()

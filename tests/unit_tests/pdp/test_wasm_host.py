@@ -1,5 +1,6 @@
 """The host of compiled Rego against modules that misbehave: each fails, none is believed, none harms the next."""
 
+import asyncio
 import ctypes
 import gc
 import json
@@ -17,15 +18,12 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 PERMIT = b'{"decision":true}'
 GOOD = f'[{{"result":{PERMIT.decode()}}}]'
-ENDLESS = "(if (i32.gt_u (local.get 4) (i32.const 2)) (then (loop (br 0)))) (i32.const 4096)"  # for any real request
 
 
 def module(
     evaluate: str = "(i32.const 4096)",
     *,
     text: str = GOOD,
-    entrypoints: str = '{"a/b": 0, "c/d": 1}',
-    builtins: str = "{}",
     pages: int = 2,
     version: str = "3",
     extra: str = "",
@@ -35,7 +33,7 @@ def module(
     tables: str = "8",
 ) -> bytes:
     """The smallest policy of OPA's ABI. Local 4 of `opa_eval` is the input's length, 3 its address."""
-    table, calls, held = ("".join(f"\\{byte:02x}" for byte in t.encode() + b"\0") for t in (entrypoints, builtins, text))
+    held = "".join(f"\\{byte:02x}" for byte in text.encode() + b"\0")
     return bytes(
         wasmtime.wat2wasm(f"""(module
           (import "env" "memory" (memory {pages}))
@@ -46,8 +44,8 @@ def module(
           (global (export "opa_wasm_abi_version") i32 (i32.const 1))
           (global (export "opa_wasm_abi_minor_version") i32 (i32.const {version}))
           (global $calls (mut i32) (i32.const 0))
-          (data (i32.const 8) "{table}")
-          (data (i32.const 64) "{calls}")
+          (data (i32.const 8) "{{\\22a/b\\22: 0}}\\00")
+          (data (i32.const 64) "{{}}\\00")
           (data (i32.const 4096) "{held}")
           (func (export "opa_malloc") (param i32) (result i32) (i32.const {malloc}))
           (func (export "opa_json_parse") (param i32 i32) (result i32) {parsed})
@@ -61,7 +59,7 @@ def module(
 
 def program(code: bytes, **options) -> Program:
     """Loaded, with no data."""
-    return Program(code, b"{}", **{"timeout": 1.0, **options})
+    return Program(code, b"{}", **{"pool_size": 1, "timeout": 1.0, **options})
 
 
 @pytest.mark.parametrize("evaluate", [
@@ -143,6 +141,30 @@ def test_two_results_are_no_answer() -> None:
     policy.close()
 
 
+def test_an_event_loop_waits_for_no_instance() -> None:
+    """It gets one of its own while threads hold the pool; a thread waits for the evaluations before it."""
+    policy = program(module())
+
+    async def inline() -> bytes:
+        return policy.evaluate(b"x", "a/b")
+
+    policy._places.get()  # as another thread would
+    for _ in range(3):
+        assert asyncio.run(inline()) == PERMIT
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(policy.evaluate, b"x", "a/b") for _ in range(2)]
+        assert not any(answer.done() for answer in waiting)
+        policy._places.put(None)
+        assert [answer.result(60) for answer in waiting] == [PERMIT] * 2
+        policy._places.get()
+        waiting = [pool.submit(policy.evaluate, b"x", "a/b") for _ in range(2)]
+        policy.close()
+        policy._places.put(None)
+        for answer in waiting:
+            with pytest.raises(PolicyFailed):
+                answer.result(60)
+
+
 def test_memory_is_bounded() -> None:
     """A policy that takes ever more gets no more than its share, and large inputs fit."""
     bomb = """(block (loop (br_if 1 (i32.eq (memory.grow (i32.const 256)) (i32.const -1))) (br 0)))
@@ -162,9 +184,9 @@ LONG = COUNTED.format("(i32.lt_u (i32.load (i32.const 0)) (i32.const 20000000))"
 
 @pytest.mark.parametrize("rushing", [False, True])
 def test_a_runaway_is_stopped_by_its_work(rushing: bool) -> None:
-    """So are several at once. What only took long in the world is not stopped."""
-    endless = program(module(COUNTED.format("(i32.const 1)")), timeout=0.2)
-    long = program(module(LONG), timeout=60.0)
+    """So are several at once, and the next of them gets an instance. What only took long in the world is not stopped."""
+    endless = program(module(COUNTED.format("(i32.const 1)")), pool_size=2, timeout=0.2)
+    long = program(module(LONG), pool_size=2, timeout=60.0)
     over = threading.Event()
 
     def rush() -> None:  # as a clock goes for a process that gets no CPU
@@ -232,6 +254,18 @@ def test_one_thread_watches_all_and_ends_with_the_last(monkeypatch: pytest.Monke
     assert not thread.is_alive()
 
 
+def test_code_is_shared_and_data_is_not() -> None:
+    """Programs of the same code share its compiled form, and go on when another one is closed."""
+    first = program(module())
+    second = Program(module(), b"[]", pool_size=1, timeout=1.0)
+    assert second.module is first.module
+    first.close()
+    assert second.evaluate(b"x", "a/b") == PERMIT
+    with pytest.raises(PolicyFailed):
+        first.evaluate(b"x", "a/b")
+    second.close()
+
+
 def test_the_private_names_of_wasmtime_are_there() -> None:
     """Some C functions are called without their wrappers, with the types that the package declares."""
     assert _ffi.wasmtime_func_call and _ffi.wasm_trap_t
@@ -241,7 +275,7 @@ def test_the_private_names_of_wasmtime_are_there() -> None:
     ):
         assert len(getattr(_ffi.dll, name).argtypes) == arguments, name
     policy = program(module())
-    instance = policy._idle[0]
+    instance = policy._free[0]
     assert instance._size() == instance._memory.data_len(instance._store)
     assert instance._base() == ctypes.addressof(instance._memory.data_ptr(instance._store).contents)
     policy.close()

@@ -119,7 +119,7 @@ def test_the_shipped_policy_tells() -> None:
         "budget": {"effects": {"write": {"max": 2}}},
     }
     profiles = {"book": ToolProfile(effect="write", sink="internal"), "drop": ToolProfile(effect="admin", sink="internal")}
-    authz = RuntimeAuthz(pdp=WasmPDP(data=data), profiles=profiles, notify={"desk": desk})
+    authz = RuntimeAuthz(pdp=WasmPDP(data=data, pool_size=1), profiles=profiles, notify={"desk": desk})
     session = authz.session(subject="alice", task="Book it")
     assert [session.decide("book", {"n": n}).reason for n in range(3)] == ["", "", Code.BUDGET_EXHAUSTED]
     assert session.decide("drop", {}).reason == Code.EFFECT
