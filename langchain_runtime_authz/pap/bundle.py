@@ -10,6 +10,7 @@ which OPA signs and otherwise ignores:
 | `profiles` | each tool's `ToolProfile` |
 | `grants` | `Grant`s by name |
 | `cases` | requests and the decisions that they must get: tried before the bundle is used |
+| `entrypoint` | the rule that answers; by default the first that `wasm` in the manifest names |
 | `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
 
 `revision` in the manifest is a whole number that grows with every release.
@@ -213,9 +214,11 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
 
 def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
     match manifest:
+        case {"metadata": {"entrypoint": str(own)}}:
+            return own
         case {"wasm": [{"entrypoint": str(first)}, *_]}:
             return first
-        case {"wasm": _}:
+        case {"metadata": {"entrypoint": _}} | {"wasm": _}:
             raise policy_error(f"{name}: an entrypoint in the manifest must be text")
     return ENTRYPOINT
 

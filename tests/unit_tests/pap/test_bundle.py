@@ -47,6 +47,12 @@ def test_everything_is_in_it(tmp_path: Path) -> None:
     assert packed.data["runtime_authz_data"]["redact"] == {"t": ["iban"]}
 
 
+def test_the_manifest_names_the_rule_that_answers() -> None:
+    """Otherwise it is the shipped policy's."""
+    assert parse_bundle(files(2, entrypoint="mine/answer"), "b", None).entrypoint == "mine/answer"
+    assert parse_bundle(files(2), "b", None).entrypoint == "runtime_authz/decision"
+
+
 def test_the_same_files_give_the_same_bytes() -> None:
     assert pack(files(1)) == pack(dict(reversed(files(1).items())))
 
@@ -113,6 +119,7 @@ BROKEN: dict[str, Callable[[Files], Files]] = {
     "manifest is no JSON": lambda m: {**m, ".manifest": b"["},
     "manifest is a list": lambda m: {**m, ".manifest": b"[]"},
     "metadata is a list": lambda m: {**m, ".manifest": b'{"metadata": []}'},
+    "entrypoint is a number": lambda m: files(2, entrypoint=3),
     "profile": lambda m: files(2, profiles={"t": {"effect": "fly"}}),
     "profiles": lambda m: files(2, profiles=[]),
     "grant": lambda m: files(2, grants={"g": {"tols": []}}),
