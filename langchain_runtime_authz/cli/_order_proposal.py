@@ -11,6 +11,7 @@ from langchain_runtime_authz.cli._profile_proposal import names_other
 from langchain_runtime_authz.mandate.argument_matching import CallFacts
 from langchain_runtime_authz.mandate.call_matching import match_call
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
+from langchain_runtime_authz.mandate.order_matching import token_cuts
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.mandate.value_matching import is_same
@@ -34,8 +35,10 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
     profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
     for sentence in [*filter(str.strip, _SENTENCE.split(said))][: -_SENTENCES - 1 : -1]:
-        for language in languages() if len(sentence) <= MAX_TEXT else ():
-            order = " ".join(_items(language, name, profile, sentence.strip(), args))
+        known = [(la, [*la.tokens(sentence)]) for la in languages()] if len(sentence) <= MAX_TEXT else []
+        # A date with a time is read as one value, then as two.
+        for language, tokens in ((la, cut) for la, all_ in known for cut in sorted(token_cuts(all_), key=len)):
+            order = " ".join(_items(language, tokens, name, profile, sentence, args))
             if not order or order in profile.intent:
                 continue
             try:
@@ -44,19 +47,16 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
                 continue
             mandate = compile_words([sentence], {**profiles, name: ordering}, schemas).mandate
             call = CallFacts(name, ordering, args, frozenset(args), (), sentence)
-            if (
-                mandate is not None
-                and match_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
-            ):
+            if match_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered":
                 return order
     return None
 
 
 def _items(
-    language: Language, name: str, profile: ToolProfile, sentence: str, args: Mapping[str, Any]
+    language: Language, tokens: list[Token], name: str, profile: ToolProfile, sentence: str, args: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield the words and `{arguments}` of an order; nothing if the sentence is unfit."""
-    tokens = [token for token in language.tokens(sentence) if token.kind != "end"]
+    tokens = [token for token in tokens if token.kind != "end"]
     verbs = language.verbs.union(words_of(name))
     verb_at = (n for n, t in enumerate(tokens) if t.lower in verbs and follows(language, "ahead", sentence, tokens[:n]))
     tokens = tokens[next(verb_at, 0) :]
@@ -68,7 +68,7 @@ def _items(
     at = 0
     while at < len(tokens):
         token = tokens[at]
-        value, wide = _value(profile, sentence, tokens[at : at + _WIDE] if at else (), left)
+        value, wide = _value(language, profile, sentence, tokens[at : at + _WIDE] if at else (), left)
         if value:
             plain = any(t.kind == "word" for t in tokens[at : at + wide])
             if plain and profile.effect in RISKY:  # "Delete drafts" may be a remark of the next user
@@ -91,18 +91,19 @@ def _items(
     yield from found if any(item[0] == "{" for item in found) else ()
 
 
-def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]) -> tuple[str, int]:
+def _value(
+    language: Language, profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]
+) -> tuple[str, int]:
     """Return (name, n): the first n tokens say this argument of `left`; or ("", 0)."""
     for wide in range(len(tokens), 0, -1):
+        if {tokens[0].text, tokens[wide - 1].text} & {*language.data["prepositions"]}:  # "on 2 May" says no more
+            continue
         said: Any = sentence[tokens[0].start : tokens[wide - 1].end]
         if wide == 1 and tokens[0].kind in {"number", "money"} and (number := re.search(NUMBER, said)):
             said = read_number(number[0], money=tokens[0].kind == "money")
         for name, given in left.items():
             value = given[0] if isinstance(given, list) and len(given) == 1 else given
-            if (
-                isinstance(value, str | int | float)
-                and said is not None
-                and is_same(value, said, kind_of(profile, name))
-            ):
+            plain = isinstance(value, str | int | float) and said is not None
+            if plain and is_same(value, said, kind_of(profile, name)):
                 return name, wide
     return "", 0

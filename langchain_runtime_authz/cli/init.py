@@ -329,12 +329,9 @@ def example_args(tool: BaseTool) -> dict[str, Any]:
     from langchain_runtime_authz.langgraph.tool_facts import arguments_of, schema_of
 
     needed = schema_of(tool).get("required", [])
-    return {name: _example(schema) for name, schema in arguments_of(tool).items() if name in needed}
-
-
-def _example(schema: Any) -> Any:
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
-    return {"integer": 1, "number": 1, "boolean": False, "array": [], "object": {}}.get(str(kind), "example")
+    kinds = {n: s.get("type") if isinstance(s, Mapping) else "" for n, s in arguments_of(tool).items() if n in needed}
+    examples: dict[str, Any] = {"integer": 1, "number": 1, "boolean": False, "array": [], "object": {}}
+    return {name: examples.get(str(kind), "example") for name, kind in kinds.items()}
 
 
 def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

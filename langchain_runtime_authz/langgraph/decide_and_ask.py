@@ -232,11 +232,10 @@ class _Asking:
         """Return True if a new question would receive the answer to another question."""
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
-        if self._pad is None:
-            return False
+        answers = self._pad.resume if self._pad is not None else []
         if self._numbers is not None:  # below a tool, a new question comes after all answers
-            return self.may_ask is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
-        return any(answer != _SKIPPED for answer in self._pad.resume[private.next_number(self.config) :])
+            return self.may_ask is not None and any(n not in self._numbers for n in range(len(answers)))
+        return any(answer != _SKIPPED for answer in answers[private.next_number(self.config) :])
 
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""

@@ -211,7 +211,7 @@ def number_of(config: Mapping[str, Any], interrupt: str) -> int | None:
 
 def next_number(config: Mapping[str, Any]) -> int:
     """Return the index of the task's next interrupt by LangGraph's own counter."""
-    count = getattr(scratchpad_of(config).interrupt_counter, "_counter", None)
+    count = getattr(getattr(scratchpad_of(config), "interrupt_counter", None), "_counter", None)
     return int(repr(count.__self__)[len("count(") : -1]) if count is not None else 0  # calling it would count up
 
 

@@ -273,6 +273,8 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
 SEND = ToolProfile(effect="send", critical={"user": "principal"}, text=("text",))
 PAY = ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount"})
 PLAN = ToolProfile(critical={"title": "name"}, when=("start",))
+MEET = ToolProfile(text=("title",), when=("day", "start"))
+MEETING = {"title": "Budget", "day": "2027-02-12", "start": "15:00"}
 DELETE = ToolProfile(effect="delete", critical={"path": "object"})
 RENT = {"recipient": "DE21", "amount": 45.0}
 
@@ -282,6 +284,12 @@ RENT = {"recipient": "DE21", "amount": 45.0}
     (SEND, "Could you tell marta that I'm late?", {"user": "marta", "text": "Alice is late."}, "tell {user:word} that {text:rest}"), (SEND, 'Message Ann Lee: "Hi"', {"user": "Ann Lee", "text": "Hi"}, "message {user} {text}"),
     (PLAN, "Add oat milk for 2027-02-12", {"title": "oat milk", "start": "2027-02-12"}, "add {title:words} for {start}"),
     (PLAN, 'Schedule "Budget" for 12 February 2027, 15:00', {"title": "Budget", "start": "2027-02-12T15:00"}, "schedule {title} for {start}"),
+    # a date and a time of two arguments, without the word before it
+    *((MEET, said, MEETING, order) for said, order in (
+        ('Add the event "Budget" on 2027-02-12 at 15:00', "add event {title} on {day} at {start}"), ('Book "Budget" at 3pm on 12 February 2027', "book {title} at {start} on {day}"),
+        ('Add "Budget" at 15:00', None), ('Add "Budget" on 2027-02-13 at 15:00', None),
+    )),
+    (MEET, 'Add "Budget" on 2027-02-12', {"title": "Budget", "day": "2027-02-12"}, "add {title} on {day}"),
     # what is lost or paid needs a value with a mark; a remark in another sentence does not count
     (DELETE, "Delete drafts", {"path": "drafts"}, None), (DELETE.model_copy(update={"effect": "write"}), "Delete drafts", {"path": "drafts"}, "delete {path:word}"), (PAY, "Pay marta 45", {"recipient": "marta", "amount": 45}, None),
     # no order, another value than the call's, a value that the call lacks, or a condition
