@@ -296,3 +296,33 @@ def test_a_denial_after_a_correction_says_if_the_call_may_have_run(begun: bool, 
     said = answer_to(state["messages"], "c").text
     assert ran == ["bob"] * begun
     assert ("outcome is unknown. Do not repeat it" in said, "not carried out" in said) == (begun, not begun)
+
+
+@pytest.mark.parametrize("by", ["plan", "words", "words of another"])
+def test_what_an_operator_writes_before_a_paused_node(by: str) -> None:
+    """An edit of the plan is void. New words order, inside a run of the thread's subject only."""
+    ran: list[Any] = []
+
+    def model(state: MessagesState) -> Any:
+        said = [m.text for m in state["messages"] if m.type == "human"][-1]
+        again = any(isinstance(m, ToolMessage) for m in state["messages"])
+        args = {"amount": int(said.split()[1]), "recipient": "DE21"}
+        return {"messages": [AIMessage("done") if again else says(call("pay", args, f"c{args['amount']}"))]}
+
+    pay = a_tool("pay", lambda amount, recipient: [ran.append(amount), "paid"][1], amount=int, recipient=str)
+    critical = {"amount": "amount", "recipient": "principal"}
+    profiles = {"pay": {"effect": "pay", "critical": critical, "intent": ["pay {amount} to {recipient}"]}}
+    stops = {"checkpointer": InMemorySaver(), "interrupt_before": ["tools"]}
+    authz = authz_with(WasmPDP(), profiles=profiles)
+    graph = authz.protect(loop(model, ToolNode([pay]), **stops))
+    state = told(authz, graph, {"messages": [("user", "Pay 40 to DE21")]}, THREAD)
+    last = state["messages"][-1]
+    edited = AIMessage("", id=last.id, tool_calls=[{**last.tool_calls[0], "args": {"amount": 20, "recipient": "DE21"}}])
+    with nullcontext() if by == "words of another" else authz.run(subject="alice"):
+        if by == "plan":
+            graph.update_state(THREAD, {"messages": [edited]})
+        else:
+            graph.update_state(THREAD, {"messages": [("user", "Pay 20 to DE21")]}, as_node="__start__")
+    for _ in range(3):
+        state = told(authz, graph, None, THREAD)
+    assert (ran, bool(graph.get_state(THREAD).interrupts)) == {"plan": ([], False), "words": ([20], False), "words of another": ([], True)}[by]
