@@ -183,7 +183,7 @@ class _Asking:
             asking = [j for j in decided if _must_ask(j)]
             refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
             fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
-            late = self.pauses and bool(fresh) and self._belongs_to_another()
+            late = self.pauses and bool(fresh) and self._belongs_to_another(fresh)
             if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
                 raise GraphInterrupt(())
             if fresh and (self.here or self.pauses) and not late:
@@ -228,11 +228,14 @@ class _Asking:
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
-    def _belongs_to_another(self) -> bool:
+    def _belongs_to_another(self, fresh: Sequence[DecidedCall]) -> bool:
         """Return True if a new question would receive the answer to another question."""
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
-        answers = self._pad.resume if self._pad is not None else []
+        # New calls by code come after all answered questions.
+        if self._pad is None or (self.may_ask is None and all(j.row is None and j.call.by_application for j in fresh)):
+            return False
+        answers = self._pad.resume
         if self._numbers is not None:  # below a tool, a new question comes after all answers
             return self.may_ask is not None and any(n not in self._numbers for n in range(len(answers)))
         return any(answer != _SKIPPED for answer in answers[private.next_number(self.config) :])

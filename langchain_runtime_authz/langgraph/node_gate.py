@@ -272,12 +272,12 @@ class _Gate(private.ToolNode):
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        queue, code = _queue.get(), partial(super()._run_one, input_type=input_type, tool_runtime=tool_runtime)
-        return drive(queue.engine, queue.run(call, code))
+        queue, code = _queue.get(), super()._run_one
+        return drive(queue.engine, queue.run(call, code, input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        queue, code = _queue.get(), partial(super()._arun_one, input_type=input_type, tool_runtime=tool_runtime)
-        return await adrive(queue.engine, queue.run(call, code))
+        queue, code = _queue.get(), super()._arun_one
+        return await adrive(queue.engine, queue.run(call, code, input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)

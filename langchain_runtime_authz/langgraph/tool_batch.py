@@ -175,10 +175,10 @@ class CallQueue:
         self._begun: set[int] = set()  # indexes of calls
         self._done: set[int] = set()
 
-    def run(self, call: Any, code: Callable[[Any], Any]) -> Flow[Any]:
+    def run(self, call: Any, code: Callable[..., Any], *more: Any) -> Flow[Any]:
         """Run `code` with the call or its edit, or return the message that denies it.
 
-        The tool's guard finds the call's decision in the current scope.
+        The tool's guard finds the call's decision in the current scope. `more`: further arguments of `code`.
         """
         found = self._waiting.get(id(call)) or self._find_copied(call)
         if found is None:  # the call was not decided
@@ -187,18 +187,22 @@ class CallQueue:
         place, one = found
         self._begun.add(place)
         if self._serial:
-            yield (_AwaitEarlier, self, place)
+            try:
+                yield (_AwaitEarlier, self, place)
+            except BaseException:  # cancelled: later calls must not wait for this one
+                self._done.add(place)
+                raise
         first, before = not self._asked, current_scope.get()
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
         one.entered = before.entered
         current_scope.set(one)
         try:
             if type(one.verdict) is Ticket and not one.call.edited_by:
-                output = yield (RunCode, code, call)
+                output = yield (RunCode, code, call, *more)
             elif (output := self._answer(one, call)) is None:
                 edited = bool(one.call.edited_by) and not one.for_review
                 own = {**call, "name": one.call.tool, "args": one.call.raw} if edited else call
-                output = _note_edit(one, (yield (RunCode, code, own)))
+                output = _note_edit(one, (yield (RunCode, code, own, *more)))
         except BaseException as exc:
             if current_scope.get() is one:  # else it is closed in another context
                 current_scope.set(before)
@@ -237,9 +241,11 @@ class CallQueue:
         self._asked |= asks
         if one.for_review and isinstance(exc, Exception):
             yield from interrupts.note_failed(one.run, one.call, exc, self._config, first=first)
-        if asks:
-            yield (Finish, self, place)
-        self._done.add(place)
+        try:
+            if asks:
+                yield (Finish, self, place)
+        finally:
+            self._done.add(place)
         if one.question is not None and isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp):
             raise one.question
 
