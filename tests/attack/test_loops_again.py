@@ -543,3 +543,29 @@ def test_an_answer_is_not_for_the_call_that_a_model_makes_instead(inner: Any, as
     answer = {"decisions": [APPROVE]}
     told(authz, graph, by_ids(graph, answer) if by_id else Command(resume=answer), THREAD)
     assert ran == []
+
+
+def test_a_function_of_a_task_that_is_tried_again_leaves_other_answers_alone() -> None:
+    """Its own question, asked after an approved call, hears its own answer, not the approval."""
+    sent, heard, fails = list[str](), list[Any](), [ConnectionError("late")]
+    authz = authz_with(asking("send_mail"))
+
+    @authz.effect("send_mail", profile=ToolProfile(effect="send", sink="external", critical={"to": "principal"}))
+    def mail(to: str) -> str:
+        sent.append(to)
+        return to
+
+    @task(retry_policy=RetryPolicy(max_attempts=2, initial_interval=0.01, retry_on=ConnectionError))
+    def work() -> str:
+        mail("eve@x.example")
+        heard.append(interrupt("Delete the inbox?"))
+        if fails:
+            raise fails.pop()
+        return "done"
+
+    graph = authz.protect(entrypoint(checkpointer=InMemorySaver())(lambda state: work().result()))
+    told(authz, graph, human(), THREAD)
+    for _ in range(4):
+        if asked := graph.get_state(THREAD).interrupts:
+            told(authz, graph, Command(resume={"decisions": [APPROVE]} if "action_requests" in asked[0].value else "no"), THREAD)
+    assert sent == ["eve@x.example"] and set(heard) == {"no"} and not graph.get_state(THREAD).interrupts

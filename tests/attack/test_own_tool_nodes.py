@@ -136,3 +136,18 @@ def test_an_argument_that_cannot_be_injected_is_the_wrappers_to_handle(go: Any, 
     with authz.run(subject="alice"):
         state = go(authz.protect(graph) if protected else graph, human())
     assert "missing" in answer_to(state["messages"], "c1").content and len(ran) == 1
+
+
+def test_a_node_with_parameters_of_its_own_runs_its_calls(how: str, ran: Any) -> None:
+    """Its methods get the arguments by position, as from LangGraph."""
+
+    class Renaming(ToolNode):
+        def _run_one(self, call: Any, kind: Any, around: Any) -> Any:
+            return super()._run_one(call, kind, around)
+
+        async def _arun_one(self, *given: Any) -> Any:
+            return await super()._arun_one(*given)
+
+    authz, graph = protecting(hand_written(replying([PAY]), Renaming([payer(ran)])), StaticPDP(True))
+    run_as(authz, graph, human(), how=how)
+    assert ran == [PAID]
