@@ -45,7 +45,7 @@ def mixed(scene: Scene, steps: int, seed: int) -> Counter[tuple[str, str]]:
         moved = scene.epoch - before
         seen[kind, "rotated" if moved == 1 else "not" if moved == 0 else f"{moved} times"] += 1
         assert moved == (kind == "human"), f"{getattr(act, '__name__', act)}: {moved} epochs (seed {seed})"
-    assert IBAN not in " ".join(t.text for t in scene.log)  # no machine's text is pinned as a human's
+    assert IBAN not in " ".join(t.text for t in scene.log)  # a machine's text is not pinned as the user's
     return seen
 
 

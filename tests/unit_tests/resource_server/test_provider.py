@@ -217,7 +217,7 @@ def test_a_logout_token_signs_nobody_in() -> None:
 
 
 def test_a_logout_that_cannot_be_verified_now_is_tried_again() -> None:
-    """A request that is no form with a token is not."""
+    """A request that is not a form with a token is refused."""
     idp = Provider()
     idp.keys = httpx.Response(500)
     assert asked(BackchannelLogout(verifier(idp), print), data={"logout_token": logout_token()}).status_code == 503
