@@ -277,7 +277,7 @@ class CodeScope:
     ticket: Ticket | None = None
     refusals: Refusals | None = None
     run: Any = None
-    counts: dict[str, int] | None = None
+    counts: dict[Any, int] | None = None
     task: str = ""
     entered: float = 0.0
 

@@ -126,7 +126,7 @@ class _Models(BaseCallbackHandler):
                 while len(by.models.returned) > _KEEP:
                     by.models.returned.pop(next(iter(by.models.returned)))
             if (node := current_node(by)) is not None:
-                node.plans.announced.append((private.task_id(var_child_runnable_config.get() or {}), message))
+                node.plans.announced.append((var_child_runnable_config.get() or {}, message))
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _handle_around()) is not None:

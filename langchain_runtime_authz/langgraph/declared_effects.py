@@ -267,7 +267,7 @@ class DeclaredEffect(EffectBlock):
 
 
 def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolExecution | Replay]]:
-    run, config, ahead = calls[0].run, calls[0].config, Counter[str]()
+    run, config, ahead = calls[0].run, calls[0].config, Counter[Any]()
     placed, batch = list[Call](), new_id() if calls[1:] else None
     for one in calls:
         placed.append(replace(one.call, place=one.place(ahead[one.key]), batch=batch))

@@ -28,7 +28,7 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, plan_cal
 from langchain_runtime_authz.langgraph import call_messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.interrupts import counting_questions, keep_numbers
+from langchain_runtime_authz.langgraph.interrupts import counting_questions, execution_of, keep_numbers
 from langchain_runtime_authz.langgraph.messages import answered_calls, newest_messages, record_plans, sent_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
@@ -51,13 +51,13 @@ class NodePlans:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given, self._config = given, config
-        self.announced: list[tuple[str, AIMessage]] = []  # LangGraph task, and message of a model that the node called
+        self.announced: list[tuple[Any, AIMessage]] = []  # config of code that called a model, and the model's message
         self.inside: list[AIMessage] = []  # the messages in `announced`, with the ids of their recorded plans
         self._kept: dict[str, str] | None = None  # digest of task and calls, number → id of the message's plan
         self._made: dict[str, list[Any]] = {}  # plan id → LangGraph task and planned call of each call made
         self._before: Sequence[str] = ()  # ids of the plans of the task's earlier executions
-        self._equal: dict[str, int] = {}  # digest of task and calls → number of equal messages
-        self._taken: set[Place] = set()
+        self._equal: dict[Any, int] = {}  # a task's execution, digest of task and calls → number of equal messages
+        self.taken: dict[Place, tuple[str, object]] = {}  # place → task and its execution that made the call
         self._is_kept = False
 
     @cached_property
@@ -116,21 +116,20 @@ class NodePlans:
     ) -> Flow[tuple[Call, Place] | None]:
         """Return the call and its place if it is `planned`, and occupy the place."""
         call, place = one.call, (plan_id, planned.position)
-        if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
+        task, execution = private.task_id(one.config), execution_of(one.config)
+        if planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
+        if place in self.taken and (self.taken[place][0] != task or self.taken[place][1] is execution):
+            return None  # not made by an earlier try of the same task
         found = _as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
         if not found:
             return None
-        self._taken.add(place)
-        made = [private.task_id(one.config), *planned]
+        self.taken[place] = task, execution
+        made = [task, *planned]
         if plan_id in (self._kept or {}).values() and made not in self._made.get(plan_id, ()):
             self._made.setdefault(plan_id, []).append(made)
             yield from self.keep(run) if self._is_kept else ()  # the node ended before this task
         return replace(found, plan_id=plan_id, position=planned.position), place
-
-    def free(self, place: Place) -> None:
-        """Let another call have the place of a call that failed."""
-        self._taken.discard(place)
 
     def _record(self, run: Run) -> Flow[None]:
         """Record the plans of the announced messages. A repeated message keeps its plan."""
@@ -140,9 +139,10 @@ class NodePlans:
             self._kept, self._made = json.loads(mark)
             self._before = [*self._kept.values()][: -_SOUGHT - 1 : -1]
         while self.announced:
-            task, message = self.announced.pop(0)
-            name = raw_digest([task, [[c["name"], raw_digest(c["args"])] for c in message.tool_calls]])
-            self._equal[name] = number = self._equal.get(name, 0) + 1
+            config, message = self.announced.pop(0)
+            calls = [[c["name"], raw_digest(c["args"])] for c in message.tool_calls]
+            equal = execution_of(config), (name := raw_digest([private.task_id(config), calls]))
+            self._equal[equal] = number = self._equal.get(equal, 0) + 1
             ident = self._kept.pop(name := f"{name} {number}", "")
             plan = (yield Load(run.scope, Query(plan=(run.agent, ident)))).plan if ident else None
             if plan is None or (plan.epoch != run.epoch and not self._made.get(ident)):
@@ -244,7 +244,7 @@ class NodeCalls:
         if place is not None and exc is None:
             self._came[call.call_id] = output
         elif place is not None:
-            self.plans.free(place)
+            self.plans.taken.pop(place, None)
 
     async def finish(self, patience: float = math.inf) -> None:
         """Wait at most `patience` seconds for running tools, so that they are recorded."""

@@ -175,7 +175,7 @@ class RunHandle(Sealed):
             subject, self.upstream, grant = _delegated(engine, subject, grant)
         self._entries: list[Run] = []
         self._outside: Run | None = None
-        self.counts: dict[object, dict[str, int]] = {}  # execution of a graph task → as in `CodeScope`
+        self.counts: dict[Any, int] = {}  # as in `CodeScope`
         self.models = ModelCalls()  # of unprotected graphs, for `AuthzToolNode`
         self._lock = threading.Lock()
         self.closed = self._in_generator = False

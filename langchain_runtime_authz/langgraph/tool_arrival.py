@@ -92,12 +92,12 @@ class CodeCall(UndecidedCall):
     """A call by code in a run, without an earlier decision."""
 
     run: Run
-    counts: dict[str, int] | None  # key → how many equal calls ended; None in a context without the run
+    counts: dict[Any, int] | None  # key → how many equal calls ended; None in a context without the run
 
     @property
-    def key(self) -> str:
-        """The key of equal calls."""
-        return f"{self.call.call_id} {self.call.tool} {self.call.args_digest}"
+    def key(self) -> tuple[object, ...]:
+        """The key of equal calls. An execution of a graph task counts its own."""
+        return execution_of(self.config), self.call.call_id, self.call.tool, self.call.args_digest
 
     def place(self, ahead: int = 0) -> str:
         """Return the call's number among equal calls, of which `ahead` began with it."""
@@ -172,8 +172,7 @@ class OutsideCall(UndecidedCall):
         drop_old_answer(self.config)
         run = yield from self.handle.outside_run()
         about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer}
-        counts = self.handle.counts.setdefault(execution_of(self.config), {})
-        return CodeCall(call=self.call, config=self.config, run=run, counts=counts, **about)
+        return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.counts, **about)
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         try:
