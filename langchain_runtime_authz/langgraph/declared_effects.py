@@ -110,7 +110,7 @@ def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if not isinstance(found, CodeCall | OutsideCall):
         raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    return found
+    return replace(found, layer=LAYER)
 
 
 class EffectBlock(FlowContext[Any]):
@@ -272,12 +272,10 @@ def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolE
     for one in calls:
         placed.append(replace(one.call, place=one.place(ahead[one.key]), batch=batch))
         ahead[one.key] += 1
-    if node is None:
-        waiting = yield from decide_together(run, placed, config)
-    else:
-        waiting = yield from tool_execution.under_lock(node.locks, node.decide_all(run, placed, config))
-    for one in calls:
-        run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
+    flow = decide_together(run, placed, config) if node is None else node.decide_all(run, placed, config)
+    waiting = yield from (flow if node is None else tool_execution.under_lock(node.locks, flow))
+    for one, pending in zip(calls, waiting, strict=True):
+        one.note(pending)
     denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)
     if denied is not None:
         for pending in waiting:

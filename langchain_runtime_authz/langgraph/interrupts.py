@@ -68,8 +68,7 @@ def numbers_of(config: Mapping[str, Any]) -> Numbers | None:
 
 def execution_of(config: Mapping[str, Any]) -> object:
     """Return what tells executions of a graph task apart: LangGraph's own counter."""
-    counter = getattr(private.scratchpad_of(config), "interrupt_counter", None)
-    return getattr(getattr(counter, "numbers", None), "counter", counter)
+    return getattr(numbers_of(config), "counter", getattr(private.scratchpad_of(config), "interrupt_counter", None))
 
 
 def is_marked_for(answer: object, ids: Collection[str], *, plain: bool) -> bool:
@@ -93,14 +92,14 @@ def interrupt_for(value: Mapping[str, Any], ids: Collection[str] | None = None) 
         _pausing.reset(before)
 
 
-def keep_numbers(config: Mapping[str, Any], answered: Iterable[int]) -> None:
-    """Reserve the answers with these numbers, so that no other question gets them."""
+def keep_numbers(config: Mapping[str, Any], answered: Iterable[int], use: Use = Use.KEPT) -> None:
+    """Reserve answers for their questions. `use`: GIVEN if never asked again."""
     pad, numbers = private.scratchpad_of(config), numbers_of(config)
     for number in [n for n in answered if pad is not None and n < len(pad.resume)]:
         if numbers is None:  # LangGraph's own counter only counts up
             private.store_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
-        elif numbers.is_free(number):
-            numbers[number] = Use.KEPT
+        elif use is Use.GIVEN or numbers.is_free(number):
+            numbers[number] = use
 
 
 def counting_questions(
@@ -125,17 +124,16 @@ def counting_questions(
         count: Any = partial(_next_in_task, numbers, resume, config)
     else:  # a tool of a hand-written node
         asked = [*(mine or ())]
-        unused = [n for n in asked if n < len(resume) and numbers.get(n) is not Use.GIVEN]
         # A marked answer belongs to an approval of a call inside the tool. None: the tool takes the node's next numbers.
-        left = [n for n in unused if is_marked_for(resume[n], (), plain=True)] if mine is not None else None
-        count = partial(_next_in_tool, numbers, resume, counter, left, asked)
+        own = [n for n in asked if n < len(resume) and is_marked_for(resume[n], (), plain=True)]
+        count = partial(_next_in_tool, numbers, resume, counter, own if mine is not None else None, asked)
     count.numbers = numbers
     if place is not None:  # else a skipped tool would shift the numbers, and a graph would load another's state
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, with the fields looked up once.
     held = dict(zip(private.PAD, private.of_pad(scratchpad), strict=True))
-    own = private.PregelScratchpad(**{**held, "interrupt_counter": count, "subgraph_counter": graphs})
-    return {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
+    pad = private.PregelScratchpad(**{**held, "interrupt_counter": count, "subgraph_counter": graphs})
+    return {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: pad}}, asked
 
 
 def _next_in_task(numbers: Numbers, resume: list[Any], config: Mapping[str, Any]) -> int:
@@ -154,16 +152,16 @@ def _next_in_task(numbers: Numbers, resume: list[Any], config: Mapping[str, Any]
 
 
 def _next_in_tool(
-    numbers: Numbers, resume: list[Any], next_of_node: Callable[[], int], left: list[int] | None, asked: list[int]
+    numbers: Numbers, resume: list[Any], next_of_node: Callable[[], int], own: list[int] | None, asked: list[int]
 ) -> int:
     """Return the next number for a tool of a hand-written node."""
     ids, number = _pausing.get(), len(resume)  # a new question comes after all answers
     if ids is None:
         numbers.setdefault(number, Use.MET)
-    elif ids or left is None:
+    elif ids or own is None:
         number = next_of_node()
     else:
-        number = left.pop(0) if left else number
+        number = next((n for n in own if numbers.get(n) is not Use.GIVEN), number)
         numbers[number] = Use.GIVEN
     if number not in asked:
         asked.append(number)

@@ -255,10 +255,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
     """Return a call's index among planned calls: by identity, else content, else id."""
-    for place, one in planned.items():
-        if one is call:
-            return place
-    alike = [p for p, c in planned.items() if c == call]
+    alike = [p for p, c in planned.items() if c is call] or [p for p, c in planned.items() if c == call]
     alike = alike or [p for p, c in planned.items() if c.get("id") == call.get("id")]
     return alike[0] if alike else None
 

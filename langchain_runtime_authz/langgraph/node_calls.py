@@ -68,7 +68,8 @@ class NodePlans:
         """Return the planned call and its place; if no plan has the call, itself and None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
-        inside = [m for m in reversed(self.inside) if any(_may_be(call, c) for c in m.tool_calls)][:1]
+        named = [(m, c) for m in reversed(self.inside) for c in m.tool_calls if c["name"] == call.tool]
+        inside = [m for m, c in named if call.call_id in (None, c["id"])][:1]
         messages = inside or [message for _, message in newest_messages(self._given)]
         plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in sent_calls(self._given)]
@@ -76,8 +77,10 @@ class NodePlans:
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             for planned in self._open_calls(plan, calls, task) if plan is not None else ():
                 written = calls.get(planned.position) or calls.get(-1)
-                if written is None or (not inside and self._passed_on(planned, written)):
+                if written is None:
                     continue
+                if not inside and (written["id"] != planned.call_id or planned.call_id in self._answered):
+                    continue  # another call than `planned`, or answered already
                 if plan is not None and (found := (yield from self._take(run, one, plan.id, planned, written))):
                     return found
         yield from self._record(run)
@@ -94,10 +97,6 @@ class NodePlans:
                 ):
                     return found
         return call, None
-
-    def _passed_on(self, planned: PlannedCall, written: Mapping[str, Any]) -> bool:
-        """Return True if `written` is another call than `planned`, or is answered already."""
-        return written["id"] != planned.call_id or planned.call_id in self._answered
 
     def _open_calls(self, plan: PlanRecord, calls: Mapping[int, Any], task: str) -> list[PlannedCall]:
         """Return a plan's calls that a task may make: first those that it made before."""
@@ -303,11 +302,6 @@ class NodeCalls:
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
         own = call_messages.unknown_call(name, ident, None, None, {})
         return call_messages.denial_message(call_messages.denial_of(own, AuthzDenied(code, exc.decision_id)), ident)
-
-
-def _may_be(call: Call, sent: Mapping[str, Any]) -> bool:
-    """Return True if tool and id of a call fit a message's call."""
-    return bool(sent["name"] == call.tool and call.call_id in (None, sent["id"]))
 
 
 def _as_planned(

@@ -24,7 +24,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.call_messages import answer_message, denial_of
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
-from langchain_runtime_authz.langgraph.interrupts import execution_of, keep_numbers
+from langchain_runtime_authz.langgraph.interrupts import Use, execution_of, keep_numbers
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
@@ -44,6 +44,7 @@ class UndecidedCall:
     call_id: str | None  # None: no message can answer the call
     engine: Engine | None  # None outside every run
     layer: str = "tool guard"
+    by_hand: bool = False  # as in `ArrivedCall`
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         """Return the decided call, or a `Denial` if no run can decide it, as here."""
@@ -64,13 +65,14 @@ class UndecidedCall:
             if type(pending := current_scope.get()) is PendingCall:
                 pending.question = exc
             raise
-        self._note(one)
+        self.note(one)
         return one
 
-    def _note(self, one: PendingCall) -> None:
+    def note(self, one: PendingCall) -> None:
+        """Count the decision. Pass the answers that a call used which does not run again."""
         one.run.engine.tally.count(one.run, "tool", self.call.tool, self.layer, decided=1)
         if not isinstance(one.verdict, Ticket):
-            keep_numbers(self.config, one.answers)
+            keep_numbers(self.config, one.answers, Use.GIVEN)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -116,7 +118,8 @@ class CodeCall(UndecidedCall):
         ended = partial(self.ended, one, place)
         if isinstance(one.verdict, Replay):
             ended(None, None)
-        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed, ended, **more)
+        more |= {"ended": ended, "by_hand": self.by_hand}
+        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed, **more)
 
     def ended(self, _one: PendingCall, place: Place | None, output: Any, exc: BaseException | None) -> bool:
         """Record how the call ended. Return True if its node asks the question in `exc`."""
@@ -139,10 +142,13 @@ class NodeCall(CodeCall):
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         one, place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(self.run, self))
-        self._note(one)
-        answers = one.answers if isinstance(one.verdict, Ticket) and one.call.profile.side_effect else None
+        self.note(one)
         text = isinstance(one.verdict, Denial) and place is not None and self.returns_text()
-        return self.decided(one, place, answers=answers, text=text)
+        return self.decided(one, place, text=text)
+
+    def decided(self, one: PendingCall, place: Place | None = None, **more: Any) -> ArrivedCall:
+        answers = one.answers if isinstance(one.verdict, Ticket) and one.call.profile.side_effect else None
+        return super().decided(one, place, answers=answers, **more)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         self.node.running += 1
@@ -171,7 +177,7 @@ class OutsideCall(UndecidedCall):
         """Return the call, with the run that decides it. Raises `AuthzDenied`."""
         drop_old_answer(self.config)
         run = yield from self.handle.outside_run()
-        about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer}
+        about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer, "by_hand": self.by_hand}
         return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.counts, **about)
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
@@ -237,7 +243,8 @@ def arrival_by_hand(
     tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]
 ) -> UndecidedCall:
     """Return the call of a tool's function, past `run`, with unparsed `args`."""
-    return _by_code(tool, config, None, facts, _describing(tool, None, None), args)
+    found = _by_code(tool, config, None, facts, _describing(tool, None, None), args)
+    return replace(found, by_hand=private.scratchpad_of(config) is not None)
 
 
 def arrival_unguarded(

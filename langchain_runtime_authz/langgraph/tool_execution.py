@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeVar, get_type_hints
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
@@ -88,6 +89,7 @@ class ArrivedCall:
     ended: Ended = lambda *_: False
     answers: Sequence[int] | None = None  # numbers of the answers that belong to the tool; None: the next ones
     text: bool = False  # a denial is answered by a text
+    by_hand: bool = False  # the code finds its config, which counts its questions, in the context
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         """Return the flow that runs the tool's `code`, or that answers the call."""
@@ -110,10 +112,8 @@ def decided_already() -> bool:
 
 # A call that ran is recorded even if its caller is cancelled.
 async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
-    if Commit in engine.non_blocking:
-        await adrive(engine, flow)
-    else:
-        await asyncio.shield(adrive(engine, flow))
+    ending = adrive(engine, flow)
+    await (ending if Commit in engine.non_blocking else asyncio.shield(ending))
 
 
 # Calls foreign code with arguments: blocking code in `drive`, async code in `adrive`.
@@ -145,7 +145,7 @@ def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
 class ToolExecution(CodeScope):
     """One execution of a tool. `guard`: a `ToolGuard`, or the callback's run id."""
 
-    __slots__ = ("_answer_numbers", "_before", "_span", "arrived", "call", "config", "guard", "mints", "parsed",
+    __slots__ = ("_ambient", "_answer_numbers", "_before", "_span", "arrived", "call", "config", "guard", "mints", "parsed",
                  "returned", "stages")  # fmt: skip
 
     def __init__(self, guard: object, arrived: ArrivedCall) -> None:
@@ -215,6 +215,9 @@ class ToolExecution(CodeScope):
     def begin(self) -> None:
         """Make the call current, and start its span."""
         self._before = before = current_scope.get()
+        if self.arrived.by_hand:
+            self._ambient = var_child_runnable_config.get()
+            var_child_runnable_config.set(self.config)
         self.refusals, self.counts = RefusedMints((self.run, None, None)), {}
         self.task, self.entered = before.task, before.entered
         current_scope.set(self)
@@ -232,6 +235,8 @@ class ToolExecution(CodeScope):
             self._span.end()
         if current_scope.get() is self:  # if the call ends in another context, that keeps its own scope
             current_scope.set(self._before)
+            if self.arrived.by_hand:
+                var_child_runnable_config.set(self._ambient)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
         shown = self.arrived.ended(output, exc)

@@ -3,6 +3,7 @@
 import traceback
 from functools import partial
 
+from langgraph.func import task
 from langgraph.runtime import Runtime
 
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -496,3 +497,46 @@ def test_a_later_tool_does_not_get_the_profile_of_a_declared_effect(claimed: boo
         authz.effect("send_mail")(lambda to: None)
     other = a_tool("send_mail", lambda to: None, to=str)
     assert authz.profiles.of(other).declared is not claimed
+
+
+@pytest.mark.parametrize("kind", ["function", "tool", "a tool's function"])
+@pytest.mark.parametrize("inside", ["node", "task", "tool", "nobody protects it"])
+@pytest.mark.parametrize("asks", [True, False, None], ids=["asks", "permitted", "twin: nobody decides"])
+def test_a_question_inside_an_effect_leaves_its_callers_answer_alone(kind: str, inside: str, asks: bool | None, how: str, ran: Any) -> None:
+    """The effect asks two questions, then its caller asks one. All run again at each answer, and each hears its own. Unenforced, the effect repeats."""
+    profiles = {name: {"effect": "write"} for name in ("send_mail", "work")}
+    authz, heard = authz_with(asking("send_mail") if asks else StaticPDP(True), profiles=profiles), list[Any]()
+
+    def send() -> str:
+        ran.append((interrupt("to?"), interrupt("when?")))
+        return "sent"
+
+    async def asend() -> str:
+        return send()
+
+    async def act() -> str:
+        said = mail()
+        heard.append((said if how == "sync" else await said, interrupt("sure?")))
+        return "done"
+
+    def acting(name: str, body: Any, abody: Any) -> StructuredTool:
+        return StructuredTool.from_function(body if how == "sync" else None, abody if how == "async" else None, name=name, description=".")
+
+    called = lambda tool: partial(tool.invoke if how == "sync" else tool.ainvoke, {})
+    declares = authz.effect("send_mail") if asks is not None else lambda function: function
+    made = declares(acting("send_mail", send, asend))
+    mail: Any = {"function": declares(send if how == "sync" else asend), "tool": called(made), "a tool's function": made.func or made.coroutine}[kind]
+    step: Any = (lambda: asyncio.run(act())) if how == "sync" else act
+    if inside == "tool":
+        step = called(acting("work", step, step))
+    elif inside == "task":
+        work = task(lambda: asyncio.run(act()), name="work") if how == "sync" else task(act)
+        step = (lambda: work().result()) if how == "sync" else work
+    graph = node_graph(in_run(step, step), checkpointer=InMemorySaver())
+    graph = graph if asks is None or inside == "nobody protects it" else authz.protect(graph)
+    run, given = authz.run(subject="alice"), human()
+    for answer in ([resume(APPROVE)] if asks else []) + [Command(resume=said) for said in ("ann", "now", "yes")]:
+        (sync if how == "sync" else in_loop)(graph, given, run.config(THREAD))
+        given = answer
+    assert "__interrupt__" not in (sync if how == "sync" else in_loop)(graph, given, run.config(THREAD))
+    assert ran == [("ann", "now")] * (1 if asks is not None else 2) and heard == [("sent", "yes")]
