@@ -77,9 +77,7 @@ class Constraint(_Frozen):
 
     def __eq__(self, other: object) -> bool:
         """Compare by meaning: `True` is not `1`, although Python compares them equal."""
-        if not isinstance(other, Constraint):
-            return NotImplemented
-        return self._meaning() == other._meaning()
+        return self._meaning() == other._meaning() if isinstance(other, Constraint) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._meaning())

@@ -20,7 +20,6 @@ from typing import Any, Final, NoReturn
 import rfc8785
 
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import as_json
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.call_arguments import uncovered
@@ -156,7 +155,7 @@ def _base64url(data: bytes) -> str:
 
 
 def check_call(
-    credential: Credential,
+    credential: names.Credential,
     *,
     tool: str,
     args: Mapping[str, Any],
@@ -197,7 +196,7 @@ def check_call(
 
 
 def check_whole_call(
-    credential: Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
+    credential: names.Credential, *, tool: str, args: Mapping[str, Any], accept: Collection[str] | None = ORDERED
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
@@ -214,7 +213,7 @@ def check_whole_call(
     check_call(credential, tool=tool, args={name: bound_value(args, name) for name in held}, accept=accept)
 
 
-def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
+def _call(credential: names.Credential, tool: str) -> Mapping[str, Any]:
     found = [d for d in credential.claims[names.AUTHORIZATION_DETAILS] if d.get("type") == names.CALL_TYPE]
     if tool not in credential.tools or any(detail.get("identifier") != tool for detail in found):
         raise CredentialError(Code.CREDENTIAL_TOOL)

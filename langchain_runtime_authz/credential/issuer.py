@@ -71,9 +71,8 @@ class LocalIssuer(Secret):
 
     async def aissue(self, request: names.TokenRequest) -> str:
         """Issue like `issue`. A signer outside this process runs in a thread."""
-        if isinstance(self._key, SigningKey):
-            return self.issue(request)
-        return await asyncio.to_thread(self.issue, request)
+        here = isinstance(self._key, SigningKey)
+        return self.issue(request) if here else await asyncio.to_thread(self.issue, request)
 
     def jwks(self) -> dict[str, Any]:
         return {"keys": [self._key.public_jwk()]} if self.ring is None else self.ring.jwks()

@@ -41,8 +41,7 @@ class Provider:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
             return self._expected(f"the header's `typ` {wanted}", shown_claim(header.get("typ")))
         if self.payload and claims.get(PAYLOAD_TYPE) != self.payload:
-            found = shown_claim(claims.get(PAYLOAD_TYPE))
-            return self._expected(f"the payload's `typ` {self.payload}", found)
+            return self._expected(f"the payload's `typ` {self.payload}", shown_claim(claims.get(PAYLOAD_TYPE)))
         if only := [name for name in self.id_only if name in claims]:
             return self._expected("an access token", f"an ID token's `{only[0]}`")
         if self.client_of(claims) is None:

@@ -26,7 +26,6 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.graph_input import drop_old_answer, keyed_answers, record_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, update_in
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.langgraph.tool_facts import Profiles
@@ -193,7 +192,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.run_opener, self.engine, self.config, self.graph
         handle = self.handle or owner.implicit(config)
-        drop_old_answer(config)
+        inputs.drop_old_answer(config)
         self.run_id = handle.run_id
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
@@ -260,11 +259,11 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         if self.graph is not None:
             place = private.place_below(self.graph, config, number)
             namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
-        answers = (yield from record_answer(run, config, namespace)) if namespace is not None else None
+        answers = (yield from inputs.record_answer(run, config, namespace)) if namespace is not None else None
         if answers is None:
             return config
         if self.graph is None:
-            keyed_answers(config, answers)
+            inputs.keyed_answers(config, answers)
             return config
         private.drop_plain_answer(config := private.with_answers(config, answers))
         return config

@@ -25,7 +25,6 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of, find_checkpoint
 from langchain_runtime_authz.langgraph.interrupts import OURS, note_question
 from langchain_runtime_authz.langgraph.messages import channel_value, messages_in, newest_plan, unwrap_overwrite
-from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.ledger.base import Approval, Query, Snapshot
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, questions_shown
 from langchain_runtime_authz.pep.corrections import commit_answers, record_replies
@@ -144,7 +143,7 @@ def record_resume(
     waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
     if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, interrupts.values())):
         return None
-    if not (by_id := is_resume_map(given.resume)) and len(waiting) != 1:
+    if not (by_id := private.is_resume_map(given.resume)) and len(waiting) != 1:
         return given  # no question waits, or several, for which LangGraph refuses a plain value
     values: Any = given.resume if by_id else dict.fromkeys(waiting, given.resume)
     if strict and by_id and not older and not waiting.issuperset(values):

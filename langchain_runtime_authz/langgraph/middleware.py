@@ -24,13 +24,12 @@ from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
-from langchain_runtime_authz.langgraph import interrupts, tool_batch
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.graph_entry import AuthzParts, RunEntry
 from langchain_runtime_authz.langgraph.graph_input import resume_handlers
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
-from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, decided_already, under_lock
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
@@ -61,7 +60,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._agent = agent
         self._profiles = authz.profiles
         # Ids of tools → the tools, and a node that holds them.
-        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
+        self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], private.ToolNode]] = {}
         self._nodes_lock = forkable_lock()
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
@@ -184,12 +183,11 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             if key not in self._nodes:
                 if len(self._nodes) >= MAX_TOOL_SETS:
                     self._nodes.clear()
-                self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
+                self._nodes[key] = (tools, private.ToolNode([guard_tool(t, self._profiles) for t in tools]))
                 guard_held_by(self._nodes[key][1])
             node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
-        reviewed = interrupts.reviewed_tools(handler)
-        return tool_batch.MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
+        return tool_batch.MessageCalls(node, self._profiles, given, runtime.config, runtime, wrappers=[handler])
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:

@@ -26,10 +26,9 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_backstop
 from langchain_runtime_authz.langgraph.graph_entry import AuthzParts
-from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
+from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, newest_plan, plans_of, record_or_halt, record_plans
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
-from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, run_handle, run_scope
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, is_guarded
@@ -97,11 +96,11 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if watched is not None:
         own["astream"] = astream
-    kind = subclass_like(base, {"__runtime_authz_node__": name, **own})
+    kind = private.subclass_like(base, {"__runtime_authz_node__": name, **own})
     if not isinstance(bound, RunnableSequence | private.RunnableSeq):
         return kind
     steps = [_copied(bound, kind)]  # LangGraph runs a sequence's `steps`, so the only step is the protected sequence
-    return subclass_like(kind, {"steps": property(lambda _: steps)})
+    return private.subclass_like(kind, {"steps": property(lambda _: steps)})
 
 
 async def _joined(chunks: Any) -> Any:
@@ -265,10 +264,9 @@ class _Gate(private.ToolNode):
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         entry = _entering.get()
         _entering.set(None)  # tools may run further tool nodes
-        wrappers = (self._wrap_tool_call, self._awrap_tool_call)
-        reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
+        wrappers = self._wrap_tool_call, self._awrap_tool_call
         return run, tool_batch.MessageCalls(
-            self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
+            self, self._authz_profiles, input, config, runtime, entry=entry, wrappers=wrappers, standalone=standalone
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
@@ -303,7 +301,7 @@ def _decides_entry(kind: type[Any]) -> bool:
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
     """Return a guarded copy of `node`. The tools of both become guarded copies."""
     gated = copy.copy(node)
-    gated.__class__ = subclass_like(type(node), {}, _Gate)
+    gated.__class__ = private.subclass_like(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 

@@ -32,7 +32,6 @@ from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RunOpener
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, gate_tool_node, guard_held, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
-from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_facts import ProfiledTool, Profiles, facts_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself, guard_in_place
@@ -146,7 +145,7 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
         protect(graph := base.compile(self, *args, **kwargs), protection)
         return graph
 
-    builder.__class__ = subclass_like(base, {"__runtime_authz__": protection, "compile": compile_})
+    builder.__class__ = private.subclass_like(base, {"__runtime_authz__": protection, "compile": compile_})
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
@@ -259,7 +258,7 @@ def _protected_class(base: Any, protection: Protection) -> Any:
         return await adrive(run_opener.engine, written(self, config, supersteps))
 
     own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
-    return subclass_like(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
+    return private.subclass_like(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
@@ -367,7 +366,7 @@ def _remote_class(base: Any, run_opener: RunOpener) -> Any:
 
     own = {f.__name__: f for f in (stream, astream, update_state, aupdate_state)}
     own |= {name: events(name) for name in ("stream_events", "astream_events")}
-    return subclass_like(base, {"__runtime_authz_remote__": run_opener, **own})
+    return private.subclass_like(base, {"__runtime_authz_remote__": run_opener, **own})
 
 
 def _sent(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:

@@ -23,8 +23,6 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import call_messages, decide_and_ask, interrupts, messages
-from langchain_runtime_authz.langgraph.interrupts import keep_numbers
-from langchain_runtime_authz.langgraph.messages import answered_calls
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Finish, Locks, PendingCall, RunCode, under_lock
@@ -45,10 +43,11 @@ class MessageCalls:
 
     def __init__(
         self, node: ToolNode, profiles: Profiles, input: Any, config: Any, runtime: Any, *,
-        entry: Entry = None, reviewed: frozenset[str] = frozenset(), standalone: bool = False,
+        entry: Entry = None, wrappers: Sequence[object] = (), standalone: bool = False,
     ) -> None:  # fmt: skip
-        self._entry = entry
-        self.node, self.profiles, self.config, self.runtime, self.reviewed = node, profiles, config, runtime, reviewed
+        self._entry, self._wrapped = entry, any(wrappers)
+        self.reviewed = interrupts.reviewed_tools(*wrappers) if self._wrapped else frozenset[str]()
+        self.node, self.profiles, self.config, self.runtime = node, profiles, config, runtime
         calls, input_type = node._parse_input(input)
         self.state = node._extract_state(input, config) if input_type == "tool_calls" else input
         found = messages.planned_message(self.state, node._messages_key, calls[0] if calls else None)
@@ -58,7 +57,7 @@ class MessageCalls:
         # shares no run with the tasks of the other calls, so it decides only its own.
         self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
-            answered, mine = answered_calls(self.state), {self.position: calls[0]}
+            answered, mine = messages.answered_calls(self.state), {self.position: calls[0]}
             planned = enumerate(self.planned)
             self.siblings = [mine.get(i, c) for i, c in planned if i in mine or c.get("id") not in answered]
             self.together = len(self.siblings) == 1
@@ -66,9 +65,15 @@ class MessageCalls:
 
     def decide(self, run: Run) -> Flow[list[PendingCall]]:
         """Decide this graph task's calls in order. Ask all questions before one runs."""
-        if self.together:
-            return decide_and_ask.decide_together(run, self.describe(), self.config, entry=self._entry)
-        return self._decide_mine(run)
+        if not self.together:
+            return self._decide_mine(run)
+        decide = self._decide_wrapped if self._wrapped else decide_and_ask.decide_together
+        return decide(run, self.describe(), self.config, entry=self._entry)
+
+    def _decide_wrapped(self, run: Run, calls: Sequence[Call], config: Any, *, entry: Entry) -> Flow[list[PendingCall]]:
+        known = [call for call in calls if call.error is not Code.UNKNOWN_TOOL]
+        decided = iter((yield from decide_and_ask.decide_together(run, known, config, entry=entry)))
+        return [_brought(run, call) if call.error is Code.UNKNOWN_TOOL else next(decided) for call in calls]
 
     def _decide_mine(self, run: Run) -> Flow[list[PendingCall]]:
         locks, decided = self._batch(run)
@@ -76,6 +81,8 @@ class MessageCalls:
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
         # Search by id first: a call's position in its plan may differ from that in the message.
         mine = next(i for i in alike if len(alike) == 1 or decided[i].call.position == self.position)
+        if self._wrapped and decided[mine].call.error is Code.UNKNOWN_TOOL:
+            return [_brought(run, decided[mine].call)]
         return [(yield from decide_and_ask.decide_one_of(run, decided, mine, self.config))]
 
     def _decide_all(self, run: Run, decided: list[DecidedCall]) -> Flow[None]:
@@ -118,9 +125,8 @@ class MessageCalls:
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], guard_of(tool).facts(tool)
         known = node._injected_args.get(call["name"])
-        injected = sent
-        if known is None or known.state or known.store or known.runtime:
-            injected = self._injected(call, tool)
+        injects = known is None or known.state or known.store or known.runtime
+        injected = self._injected(call, tool) if injects else sent
 
         def amend(name: str, args: dict[str, Any]) -> Call:
             return self._describe({**call, "name": name, "args": args}, position)
@@ -149,6 +155,13 @@ class MessageCalls:
             return call["args"]
 
 
+def _brought(run: Run, call: Call) -> PendingCall:
+    """Return a call of a tool that a wrapper may bring. The tool's guard decides it."""
+    one = PendingCall(run, call, None)
+    one.used = False  # until the call arrives at a tool
+    return one
+
+
 class CallQueue:
     """A tool node's calls, and which of them have begun and ended.
 
@@ -167,9 +180,7 @@ class CallQueue:
             self._serial |= bool(one.paused or one.answers or one.for_review or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
-            if (
-                layer and one.call.input.tool is not None and not one.for_review
-            ):  # without a tool, the model made up the name
+            if layer and one.call.input.tool is not None and not one.for_review:  # without a tool, the name is made up
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self._thread = threading.get_ident() if self._serial else 0  # calls in this thread run in order anyway
         self._begun: set[int] = set()  # indexes of calls
@@ -189,7 +200,9 @@ class CallQueue:
         if self._serial:
             try:
                 yield (_AwaitEarlier, self, place)
-            except BaseException:  # cancelled: later calls must not wait for this one
+                if self._asked and one.call.error is Code.UNKNOWN_TOOL:
+                    raise GraphInterrupt(())  # its question would get the answer to an earlier call's question
+            except BaseException:  # cancelled or held: later calls must not wait for this one
                 self._done.add(place)
                 raise
         first, before = not self._asked, current_scope.get()
@@ -203,6 +216,8 @@ class CallQueue:
                 edited = bool(one.call.edited_by) and not one.for_review
                 own = {**call, "name": one.call.tool, "args": one.call.raw} if edited else call
                 output = _note_edit(one, (yield (RunCode, code, own, *more)))
+                if one.call.error is Code.UNKNOWN_TOOL and one.for_review and one.take():  # no wrapper brought the tool
+                    yield from decide_and_ask.decide_together(one.run, [one.call], self._config)
         except BaseException as exc:
             if current_scope.get() is one:  # else it is closed in another context
                 current_scope.set(before)
@@ -227,7 +242,7 @@ class CallQueue:
         verdict = one.verdict
         if one.for_review or isinstance(verdict, Ticket):
             return None
-        keep_numbers(self._config, one.answers)
+        interrupts.keep_numbers(self._config, one.answers)
         if isinstance(verdict, Replay):
             return _note_edit(one, call_messages.replayed_result(verdict, call.get("id")))
         # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
@@ -239,7 +254,7 @@ class CallQueue:
         """Record the question of the tool itself, or of a review before it."""
         asks = isinstance(exc, GraphInterrupt)
         self._asked |= asks
-        if one.for_review and isinstance(exc, Exception):
+        if one.for_review and one.call.reviewed and isinstance(exc, Exception):
             yield from interrupts.note_failed(one.run, one.call, exc, self._config, first=first)
         try:
             if asks:

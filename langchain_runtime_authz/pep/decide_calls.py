@@ -25,7 +25,6 @@ from langchain_runtime_authz.pep.approval_answers import edited_action
 from langchain_runtime_authz.pep.approval_questions import own_key, question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_mandate import Ahead, counting_scope, find_match, mandate_event, standing_of
-from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import enforceable
@@ -72,7 +71,7 @@ def decide_calls(
         yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.UNRECORDED_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _load_facts(run, calls)
         look_up = engine.on_unknown is not None or snapshot.approvals
-        snapshot = (yield from look_up_doubts(run, snapshot)) if look_up else snapshot
+        snapshot = (yield from calls_in_doubt.look_up_doubts(run, snapshot)) if look_up else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -101,7 +100,7 @@ def decide_calls(
         yield from entry.conclude(answers.pop(0))
     for one, decision in zip(asked, answers, strict=True):
         one.decision = enforceable(decision, "tools/call") if decision.obligations else decision
-        one.decision = ask_despite(one) if one.doubts else one.decision
+        one.decision = calls_in_doubt.ask_despite(one) if one.doubts else one.decision
         if one.decision.outcome == "approval_required":
             one.evidence = question_lines(run, one)
     stopped = _stopped(asked, comparisons) if calls[1:] and not stopped else {}
@@ -172,7 +171,7 @@ _Compared = tuple[str, tuple[str, ...], Mandate | None, MandateMatch | None]
 def _compared(run: Run, words: TaskWords, calls: Sequence[Call]) -> list[_Compared]:
     compared: list[_Compared] = []
     for call in calls:
-        compared.append((*effect_names(words, call), *find_match(run, words, call)))
+        compared.append((*calls_in_doubt.effect_names(words, call), *find_match(run, words, call)))
     return compared
 
 
@@ -210,7 +209,7 @@ def _with_facts(
         held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
         standing = standing_of(matched, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
     may_ask = snapshot.doubts and not replay
-    doubts, repeated = doubts_of(run, snapshot, call, key, deeds, approval) if may_ask else ((), ())
+    doubts, repeated = calls_in_doubt.doubts_of(run, snapshot, call, key, deeds, approval) if may_ask else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(

@@ -18,7 +18,6 @@ from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.facts.output_reading import Observation, observe_output
-from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.facts.resource import source_tools
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -66,7 +65,7 @@ JSON = dict[str, Any]
 
 def call_request(
     run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.PlanMatch, moved: frozenset[str]
-) -> tuple[bytes | None, Mapping[str, Provenance]]:
+) -> tuple[bytes | None, Mapping[str, tracing.Provenance]]:
     """Return a call's `request_json` and provenance. `moved`: see `outdated_tools`."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args

@@ -147,6 +147,36 @@ def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) 
     assert ran == []
 
 
+def test_a_tool_that_a_wrapper_brings_is_no_denial(stack: str, go: str, ran: Any) -> None:
+    """Such a call is decided once, so many of them revoke nothing. A name that no tool has is still denied, on record."""
+    brought = read_tool(ran)
+    brings = wrapping(lambda r: r.override(tool=brought) if r.tool_call["name"] == "read" else r)
+    authz = authz_with(rules_that_permit())
+    plan = [*({**READ, "id": f"read-{n}"} for n in (1, 2)), call("nothing", {}, "call-x")]
+    graph = built(stack, authz, replying(plan), [pay_tool(ran)], before=[brings])
+    state = said(go, authz, graph, human())
+    assert_went_on(state)
+    assert ran == [("read", "a")] * 2 and reasons(authz, "read") == []
+    denied = [r["reasons"] for r in authz.audit.records if r.get("outcome") == "deny"]  # type: ignore[attr-defined]
+    assert denied == [["unknown_tool"]] and answer_to(state["messages"], "call-x").status == "error"
+
+
+def test_brought_tools_of_one_node_ask_one_after_the_other(go: str, ran: Any) -> None:
+    """Two calls of one task ask: the answer to the first question is for its call alone."""
+    brought = pay_tool(ran)
+    node = ToolNode([read_tool(ran)], wrap_tool_call=lambda r, handler: handler(r if r.tool else r.override(tool=brought)))
+    two = [call("pay", {"to": to, "amount": 5}, f"call-{to}") for to in ("bob", "eve")]
+    authz, graph = protecting(hand_written(replying(two), node, checkpointer=InMemorySaver()), asking("pay"))
+    state = said(go, authz, graph, human(), THREAD)
+    for number, to in enumerate(("bob", "eve")):
+        assert len(ran) == number
+        (asked,) = state["__interrupt__"]
+        assert [r["args"]["recipient"] for r in asked.value["action_requests"]] == [to]
+        state = said(go, authz, graph, Command(resume={"decisions": [APPROVE]}), THREAD)
+    assert [to for to, *_ in ran] == ["bob", "eve"]
+    assert_went_on(state)
+
+
 def _another_amount(messages: Any) -> None:
     for said in messages:
         said.tool_calls = [{**c, "args": {**c["args"], "amount": "7"}} for c in said.tool_calls]
