@@ -7,9 +7,12 @@ review runs between the tool node and the tool, the tool's guard decides the cal
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -21,7 +24,7 @@ from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import interrupts
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.call_messages import parses_alike, stored_result
-from langchain_runtime_authz.langgraph.tool_execution import PendingCall
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, PendingCall
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
@@ -37,6 +40,8 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 _SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: interrupts.interrupt_for(value))
+_Wait: Final = Effect(lambda _: time.sleep(PAUSE), lambda _: asyncio.sleep(PAUSE))
+_PATIENCE: Final = 5.0  # seconds that a new question waits for other calls of its graph task
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
 AskAgain: Final = Effect(lambda _, value: interrupts.interrupt_for(value, approval_questions.approval_ids(value)))
 
@@ -149,6 +154,16 @@ def _is_open(decided: DecidedCall) -> bool:
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.needs_approval
 
 
+@dataclass(slots=True, eq=False)
+class _Execution:
+    """The state that the calls of one execution of a graph task share."""
+
+    turn: threading.Lock = field(default_factory=threading.Lock)  # held by the call that asks
+    question: GraphInterrupt | None = None  # the one that LangGraph shows
+    answered: set[str] = field(default_factory=set)  # ids of questions
+    withdrawn: set[str] = field(default_factory=set)  # keys of rejected calls
+
+
 class _Asking:
     """Asks an approver about calls of a graph task. `may_ask`: see `decide_together`."""
 
@@ -164,9 +179,10 @@ class _Asking:
         """Return True if the root entry stored this thread's answers by interrupt id."""
         return (thread := private.thread_of(self.config)) is not None and thread == self.run.keyed_thread
 
-    def _known(self) -> tuple[set[str], set[str]]:
-        """Return ids of questions answered in this execution, and keys of rejected calls."""
-        return self.run.local.answered.setdefault(interrupts.execution_of(self.config), (set(), set()))
+    @property
+    def _execution(self) -> _Execution:
+        found: _Execution = self.run.local.executions.setdefault(interrupts.execution_of(self.config), _Execution())
+        return found
 
     def ask(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False
@@ -175,31 +191,61 @@ class _Asking:
 
         `counted`: the caller has checked the limit on questions for the first round.
         """
-        run, first = self.run, decided
         try:
-            rounds, withdrawn = yield from self._repeat(decided)
-            if rounds:
-                decided = yield from decide_calls(run, calls)
-            asking = [j for j in decided if _must_ask(j)]
-            refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
-            fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
-            late = self.pauses and bool(fresh) and self._belongs_to_another(fresh)
-            if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
-                raise GraphInterrupt(())
-            if fresh and (self.here or self.pauses) and not late:
-                if not (yield from self._ask_anew(fresh, rounds, counted=counted)):
-                    refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-                decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
-            # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
-            code = Code.APPROVAL_VOID if self.here or self.pauses else Code.APPROVAL_UNAVAILABLE
-            decided = [_denied(j, refused.get(j.key, code)) if _must_ask(j) else j for j in decided]
-            return [
-                _denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided
-            ]
+            if self.pauses and self.may_ask is None:
+                return (yield from self._ask_in_turn(calls, decided, counted=counted))
+            return (yield from self._ask(calls, decided, counted=counted)) or []
         except GraphBubbleUp:
             raise
         except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-            return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
+            return [replace(j, decision=self.run.engine.deny_for_failure(exc, self.run)) for j in decided]
+
+    def _ask_in_turn(
+        self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool
+    ) -> Flow[list[DecidedCall]]:
+        """Ask when no other call of the graph task asks, and raise an open question again."""
+        mine, until = self._execution, time.monotonic() + _PATIENCE
+        while True:
+            in_time = time.monotonic() < until
+            if mine.turn.acquire(blocking=False):  # calls in threads and coroutines cannot wait for each other's lock
+                try:
+                    if mine.question is not None:
+                        raise mine.question
+                    done = yield from self._ask(calls, decided, counted=counted, waits=in_time)
+                except GraphInterrupt as exc:
+                    mine.question = exc
+                    raise
+                finally:
+                    mine.turn.release()
+                if done is not None:
+                    return done
+            elif not in_time:
+                raise TimeoutError
+            yield (_Wait,)
+
+    def _ask(
+        self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool, waits: bool = False
+    ) -> Flow[list[DecidedCall] | None]:
+        """Ask. Return None if a new question `waits` for another one's answer to be used."""
+        rounds, withdrawn = yield from self._repeat(decided)
+        if rounds:
+            decided = yield from decide_calls(self.run, calls)
+        asking = [j for j in decided if _must_ask(j)]
+        refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
+        fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
+        late = self.pauses and bool(fresh) and self._belongs_to_another()
+        if late and waits:
+            return None
+        if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
+            raise GraphInterrupt(())
+        if fresh and (self.here or self.pauses) and not late:
+            if not (yield from self._ask_anew(fresh, rounds, counted=counted)):
+                refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
+            decided = yield from decide_calls(self.run, calls)  # if the run has ended, this denies the calls
+        # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
+        code = Code.APPROVAL_VOID if self.here or self.pauses else Code.APPROVAL_UNAVAILABLE
+        decided = [_denied(j, refused.get(j.key, code)) if _must_ask(j) else j for j in decided]
+        return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided]
 
     def _repeat(self, decided: Sequence[DecidedCall]) -> Flow[tuple[int, set[str]]]:
         """Ask this graph task's earlier questions again, each round by one interrupt.
@@ -212,7 +258,7 @@ class _Asking:
         if (asked or any(j.needs_approval for j in decided)) and self._keyed:
             private.drop_plain_answer(self.config)
         rounds = max((a.round for _, a in asked), default=-1) + 1
-        heard, withdrawn = self._known()
+        heard, withdrawn = self._execution.answered, self._execution.withdrawn
         for number in range(max((a.round + 1 for _, a in asked if a.id in heard), default=0), rounds):
             repeated = [(j, a) for j, a in asked if a.round == number]
             if not repeated:
@@ -228,14 +274,11 @@ class _Asking:
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
-    def _belongs_to_another(self, fresh: Sequence[DecidedCall]) -> bool:
+    def _belongs_to_another(self) -> bool:
         """Return True if a new question would receive the answer to another question."""
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
-        # New calls by code come after all answered questions.
-        if self._pad is None or (self.may_ask is None and all(j.row is None and j.call.by_application for j in fresh)):
-            return False
-        answers = self._pad.resume
+        answers = self._pad.resume if self._pad is not None else []
         if self._numbers is not None:  # below a tool, a new question comes after all answers
             return self.may_ask is not None and any(n not in self._numbers for n in range(len(answers)))
         return any(answer != _SKIPPED for answer in answers[private.next_number(self.config) :])
@@ -252,7 +295,7 @@ class _Asking:
         if (yield from approval_questions.record_questions(run, fresh, opened)):
             shown = list(zip(fresh, opened, strict=True))
             answer = yield from self._answered(shown, AskHere if self.here else Interrupt)
-            self._known()[0].update(a.id for a in opened)
+            self._execution.answered.update(a.id for a in opened)
             yield from _resolve(run, shown, answer)
         return True
 

@@ -272,8 +272,8 @@ def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolE
     for one in calls:
         placed.append(replace(one.call, place=one.place(ahead[one.key]), batch=batch))
         ahead[one.key] += 1
-    flow = decide_together(run, placed, config) if node is None else node.decide_all(run, placed, config)
-    waiting = yield from (flow if node is None else tool_execution.under_lock(node.locks, flow))
+    deciding = decide_together if node is None else node.decide_all
+    waiting = yield from deciding(run, placed, config)
     for one, pending in zip(calls, waiting, strict=True):
         one.note(pending)
     denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)

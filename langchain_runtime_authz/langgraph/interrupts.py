@@ -100,6 +100,7 @@ def keep_numbers(config: Mapping[str, Any], answered: Iterable[int], use: Use = 
             private.store_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
         elif use is Use.GIVEN or numbers.is_free(number):
             numbers[number] = use
+            private.store_answers(config, pad.resume[: number + 1])
 
 
 def counting_questions(

@@ -174,7 +174,7 @@ class NodeCalls:
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
         self.config, _ = counting_questions(dict(config))  # the config with which the node runs
-        self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
+        self._locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self.plans = NodePlans(given, self.config)
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first one raised inside
@@ -188,7 +188,8 @@ class NodeCalls:
     def decide(self, run: Run, one: NodeCall) -> Flow[tuple[PendingCall, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a plan or None."""
         own = one.call.by_application and one.call.call_id is None  # no message contains it
-        call, place = (one.call, None) if own else (yield from self.plans.find(run, one))
+        finding = tool_execution.under_lock(self._locks, self.plans.find(run, one))
+        call, place = (one.call, None) if own else (yield from finding)
         call = call if place is not None else one.counted()
         (done,) = yield from self.decide_all(run, [call], one.config)
         if isinstance(done.verdict, Ticket):
@@ -209,11 +210,11 @@ class NodeCalls:
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self._by_task(config):
             return (yield from decide_together(run, calls, config))
-        if self.question is not None:
-            raise self.question
-        return (yield from self._decided(run, calls))
+        return (yield from tool_execution.under_lock(self._locks, self._decided(run, calls)))
 
     def _decided(self, run: Run, calls: list[Call]) -> Flow[list[PendingCall]]:
+        if self.question is not None:
+            raise self.question
         mine: list[bool] = []
 
         def may_ask() -> bool:

@@ -141,7 +141,7 @@ class NodeCall(CodeCall):
     returns_text: Callable[[], bool]  # returns True if the calling code expects a text
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
-        one, place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(self.run, self))
+        one, place = yield from self.node.decide(self.run, self)
         self.note(one)
         text = isinstance(one.verdict, Denial) and place is not None and self.returns_text()
         return self.decided(one, place, text=text)

@@ -239,8 +239,7 @@ class LocalState:
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
     lock: threading.Lock = field(default_factory=threading.Lock)  # of `batches`
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
-    # Execution of a graph task → ids of answered questions, keys of withdrawn calls.
-    answered: dict[object, tuple[set[str], set[str]]] = field(default_factory=dict)
+    executions: dict[object, Any] = field(default_factory=dict)  # of graph tasks → what their calls share
     spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
     permits: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
     looked: tuple[float, Any] = (0.0, None)  # when (monotonic seconds) a step loaded its snapshot, and the snapshot

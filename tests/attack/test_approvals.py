@@ -1,7 +1,12 @@
 """What a human answers is what happens: approved once, edited as edited, rejected never."""
 
+import random
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
 from langchain.agents import create_agent
 from langchain_core.runnables import RunnableLambda
+from langgraph.func import entrypoint, task
 
 from langchain_runtime_authz import AuthzMiddleware
 
@@ -112,7 +117,7 @@ def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(p
 def test_one_answer_does_not_approve_what_two_tools_of_a_task_pay(
     together: bool, by_id: bool, enforced: bool, go: str, ran: list[Any]
 ) -> None:
-    """Only one question is shown at a time. In the twin, nobody asks."""
+    """One question is shown at a time, and no call runs before its own was. In the twin, nobody asks."""
     authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys("ab", ToolProfile(effect="write", sink="internal"))})
     pay, begun = pay_tool(ran), [threading.Event(), threading.Event()]
 
@@ -124,13 +129,75 @@ def test_one_answer_does_not_approve_what_two_tools_of_a_task_pay(
     tools = [pay, a_tool("a", lambda: through(0, "a")), a_tool("b", lambda: through(1, "b"))]
     node = AuthzToolNode(tools, authz=authz) if enforced else ToolNode(tools)
     graph = hand_written(replying([call("a", {}, "c0"), call("b", {}, "c1")]), node, checkpointer=InMemorySaver())
-    state = run_as(authz, graph, human(), THREAD, how=go)
-    for paid in range(2 * enforced):
-        assert len(ran) == paid
+    state, shown = run_as(authz, graph, human(), THREAD, how=go), set[str]()
+    for _ in range(2 * enforced):
+        assert {to for to, *_ in ran} <= shown
         (asked,) = state["__interrupt__"]
+        shown.add(asked.value["action_requests"][0]["args"]["recipient"])
         given = Command(resume={asked.id: {"decisions": [APPROVE]}}) if by_id else resume(APPROVE)
         state = run_as(authz, graph, given, THREAD, how=go)
     assert len(ran) == 2 and not state.get("__interrupt__")
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
+@pytest.mark.parametrize("calls", ["function", "tool"])
+@pytest.mark.parametrize("where", ["node", "task", "protected node", "protected task"])
+@pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
+def test_of_calls_that_code_makes_at_once_none_runs_before_it_was_shown(
+    enforced: bool, where: str, calls: str, by_id: bool, go: str, ran: list[Any]
+) -> None:
+    """Each of three calls runs once, after its own question. In the twin, nobody asks."""
+    authz = authz_with(asking("pay") if enforced else StaticPDP(True))
+
+    def pay(recipient: str, amount: int) -> None:
+        ran.append(recipient)
+
+    async def apay(recipient: str, amount: int) -> None:
+        await asyncio.sleep(0)
+        ran.append(recipient)
+
+    if calls == "tool":
+        guarded = authz.guard(StructuredTool.from_function(pay, apay, name="pay", description="Pay."))
+        act, aact = (lambda who: guarded.invoke({"recipient": who, "amount": 1})), lambda who: guarded.ainvoke({"recipient": who, "amount": 1})
+    else:
+        function, afunction = authz.effect("pay")(pay), authz.effect("pay")(apay)
+        act, aact = (lambda who: function(who, 1)), lambda who: afunction(who, 1)
+
+    def work(_: Any) -> dict[str, Any]:
+        with ThreadPoolExecutor() as pool:
+            for future in [pool.submit(copy_context().run, act, who) for who in random.sample("abc", 3)]:
+                future.result()
+        return {}
+
+    async def awork(_: Any) -> dict[str, Any]:
+        await asyncio.gather(*map(aact, random.sample("abc", 3)))
+        return {}
+
+    step: Any = work if go == "sync" else awork
+    if where.endswith("node"):
+        graph = node_graph(step, checkpointer=InMemorySaver())
+    else:
+        one = task(step)
+
+        async def aflow(state: Any) -> Any:
+            return await one(state)
+
+        graph = entrypoint(checkpointer=InMemorySaver())(aflow if go == "async" else lambda state: one(state).result())
+    graph = authz.protect(graph) if where.startswith("protected") else graph
+
+    async def play() -> None:
+        given, shown = human(), set[str]()
+        async with authz.run(subject="alice"):
+            for _ in range(1 + 3 * enforced):
+                state = await graph.ainvoke(given, THREAD) if go == "async" else graph.invoke(given, THREAD)
+                assert set(ran) <= shown or not enforced
+                for asked in state.get("__interrupt__", ()):
+                    shown.update(payees := [one["args"]["recipient"] for one in asked.value["action_requests"]])
+                    answer = {"decisions": [APPROVE] * len(payees)}
+                    given = Command(resume={asked.id: answer} if by_id else answer)
+
+    asyncio.run(play())
+    assert sorted(ran) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
