@@ -122,6 +122,18 @@ def test_what_an_older_version_kept_still_counts(late: bool, monkeypatch: pytest
     assert session.decide("pay", PAY["args"]).permit
 
 
+def test_a_read_that_fails_reads_nothing_anew() -> None:
+    """The bill changes, and reading it again fails. The model still holds the old bill."""
+    office, month = Office(), {"month": "12"}
+    session = office.authz.session(subject="alice", task="Pay the bill", thread="t")
+    assert session.decide("read_bill", month).permit
+    session.observe("read_bill", month, office.bill)
+    office.authz.data_changed("bill:12")
+    assert session.decide("read_bill", month).permit
+    session.observe("read_bill", month, None, OSError("no route"))
+    assert not session.decide("pay", PAY["args"]).permit
+
+
 @pytest.mark.parametrize(
     ("changed", "text"), [("bill:11", "Pay the bill"), ("bill:12", "Pay 45 to DE21500105179625862911")], ids=["unread", "said"]
 )
