@@ -22,7 +22,7 @@ def outdated_tools(
     """Return the tools whose reads are outdated, and True if outputs were dropped.
 
     An output in memory is dropped if its resource has a newer version, even if another process has read that version.
-    `run.local.versions` receives the present version of what each call will read. `keys`: the keys of the calls.
+    `run.local.versions` receives the resource that each call will read, and its version. `keys`: the keys of the calls.
     """
     resources = snapshot.history.resources
     read = resources if any(call.profile.needs_mandate for call in calls) else {}
@@ -35,13 +35,12 @@ def outdated_tools(
         return frozenset(), False
     marks = (yield Load(resource_scope(run.scope), Query(marks=tuple(names)))).marks
     current = {name: marks.get(name, UNCHANGED) for name in names}
-    run.local.versions |= {key: current[name] for key, name in reading.items()}
+    run.local.versions |= {key: (name, current[name]) for key, name in reading.items()}
     moved = frozenset(tool for name, (old, was, tool) in seen.items() if marks.get(name, current[old]) != was)
     return moved, run.engine.memory.outputs(run.scope).drop(current)
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
     """Return the resource that a call read, the tool and the version, or None."""
-    version = run.local.versions.pop(ticket.call_key, None)
-    name = resource_of(call.profile, call.args)
-    return (name, call.tool, version) if name is not None and version is not None and state == "done" else None
+    read = run.local.versions.pop(ticket.call_key, None)
+    return (read[0], call.tool, read[1]) if read is not None and state == "done" else None

@@ -238,7 +238,7 @@ class LocalState:
     plans: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
     lock: threading.Lock = field(default_factory=threading.Lock)  # of `batches`
-    versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
+    versions: dict[str, tuple[str, str]] = field(default_factory=dict)  # call key → resource, version before the read
     executions: dict[object, Any] = field(default_factory=dict)  # of graph tasks → what their calls share
     spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
     permits: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
