@@ -71,7 +71,7 @@ def describe_call(
     )  # fmt: skip
 
 
-def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
+def _decided(tool: Any, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
@@ -101,8 +101,7 @@ def arguments_unchanged(call: Call) -> bool:
 
 
 def _has_digest(call: Call, parsed: Any) -> bool:
-    tool: Any = call.input.tool
-    return digest(_decided(tool, parsed, call.input.injected)[0]) == call.args_digest
+    return digest(_decided(call.input.tool, parsed, call.input.injected)[0]) == call.args_digest
 
 
 def not_injected(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
@@ -169,11 +168,9 @@ def edit_note(call: Call) -> str:
 def with_note(output: Any, note: str) -> Any:
     """Return a tool's output with a note before each tool message's text."""
     if isinstance(output, ToolMessage):
-        content: Any = output.content
-        if isinstance(content, str):
-            content = f"{note}\n\n{content}" if content else note
-        else:
-            content = [{"type": "text", "text": note}, *content]
+        before: Any = output.content
+        text = f"{note}\n\n{before}" if before else note
+        content = text if isinstance(before, str) else [{"type": "text", "text": note}, *before]
         return output.model_copy(update={"content": content})
     if isinstance(output, Command) and isinstance(output.update, dict):
         return replace(output, update={k: with_note(v, note) for k, v in output.update.items()})
@@ -271,8 +268,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     result = stored_result(replay.result)
     content = result.get("content", "This action was carried out before; its result was not kept.")
     content = content if isinstance(content, str | list) else json.dumps(content)
-    status = result.get("status", "success")
-    told = {"name": replay.call.tool, "status": status, "artifact": result.get("artifact")}
+    told = {"name": replay.call.tool, "status": result.get("status", "success"), "artifact": result.get("artifact")}
     message = ToolMessage(content=content, tool_call_id=call_id or "", **told)
     if not replay.message:
         return message

@@ -7,12 +7,12 @@ calls by a node's code. It is also decided here if its arguments or its tool cha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
 
 from langchain_core.messages import ToolMessage
-from langchain_core.runnables import ensure_config
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
@@ -26,7 +26,7 @@ from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
 from langchain_runtime_authz.langgraph.interrupts import Use, execution_of, keep_numbers
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
+from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle, target_in
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
 from langchain_runtime_authz.langgraph.tool_facts import Profiles, ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -40,11 +40,12 @@ class UndecidedCall:
     """A call without a fitting decision. Outside every run it is denied."""
 
     call: Call  # the call as it would run
-    config: Mapping[str, Any]  # the call's config
+    config: Mapping[str, Any]  # the call's config or, if that names no run and graph task, the calling code's
     call_id: str | None  # None: no message can answer the call
     engine: Engine | None  # None outside every run
     layer: str = "tool guard"
     by_hand: bool = False  # as in `ArrivedCall`
+    sent: Mapping[str, Any] | None = None  # the call's config, if `config` is the calling code's
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         """Return the decided call, or a `Denial` if no run can decide it, as here."""
@@ -119,7 +120,7 @@ class CodeCall(UndecidedCall):
         if isinstance(one.verdict, Replay):
             ended(None, None)
         more |= {"ended": ended, "by_hand": self.by_hand}
-        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed, **more)
+        return ArrivedCall(one, one.run.engine, self.sent or self.config, self.call_id, one.call.input.parsed, **more)
 
     def ended(self, _one: PendingCall, place: Place | None, output: Any, exc: BaseException | None) -> bool:
         """Record how the call ended. Return True if its node asks the question in `exc`."""
@@ -177,8 +178,8 @@ class OutsideCall(UndecidedCall):
         """Return the call, with the run that decides it. Raises `AuthzDenied`."""
         drop_old_answer(self.config)
         run = yield from self.handle.outside_run()
-        about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer, "by_hand": self.by_hand}
-        return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.counts, **about)
+        about: Any = {each.name: getattr(self, each.name) for each in fields(UndecidedCall)}
+        return CodeCall(run=run, counts=self.handle.counts, **about)
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
         try:
@@ -282,6 +283,8 @@ def _by_code(
     if is_guarded(tool) and guard_of(tool).by_application:
         call = replace(call, by_application=True)
     about: Any = {"call": call, "config": config, "call_id": call_id, "engine": owner.engine, "layer": layer}
+    if not private.task_id(config) and target_in(config) is None:  # it belongs to the calling code's graph task
+        about |= {"config": var_child_runnable_config.get() or config, "sent": config}
     if isinstance(owner, RunHandle):
         return OutsideCall(handle=owner, **about)
     about |= {"run": owner, "counts": current_scope.get().counts}

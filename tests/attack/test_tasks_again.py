@@ -4,7 +4,7 @@ from langgraph.func import entrypoint, task
 
 from ._kit import *
 from .test_loops import bill
-from .test_loops_again import BOTH, fresh
+from .test_loops_again import BOTH, by_ids, fresh
 from .test_loops_at_once import flaky
 
 AGAIN = RetryPolicy(max_attempts=3, initial_interval=0.001, jitter=False, retry_on=ConnectionError)
@@ -139,3 +139,56 @@ def test_tasks_side_by_side_that_make_equal_calls_make_each_once(times: int, how
         both = threading.Barrier(1)
     assert state == ["a", "b"]
     assert len(ran) == 2 if protected else len(ran) > 2
+
+
+@pytest.mark.parametrize("inside", ["task", "node"])
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_call_with_a_config_of_its_own_belongs_to_its_task(inside: str, asks: bool, protected: bool) -> None:
+    """Two tasks make two equal calls each. A config that names no task merges none of them, and no try repeats one."""
+    ran: list[Any] = []
+
+    def save(path: str, config: RunnableConfig) -> str:
+        ran.append({name: value for name, value in config["configurable"].items() if not name.startswith("__")})
+        return path
+
+    pay, fails, own = StructuredTool.from_function(save, name="pay", description="Save."), failing(2), {"configurable": {"tenant": "a"}}
+
+    def act(_: Any = None) -> str:
+        for _ in range(2):
+            pay.invoke({"path": "a"}, own)
+        fails()
+        return "done"
+
+    if inside == "task":
+        graph = functional(act, "sync", "a", "b")
+    else:
+        graph = chain({name: in_run(act) for name in "ab"}, checkpointer=InMemorySaver(), retry_policy=AGAIN)
+    authz, graph = governed(protected, graph, asking("pay") if asks else StaticPDP(True), profiles={"pay": {"effect": "write"}})
+    run_as(authz, graph, human(), THREAD)
+    while graph.get_state(THREAD).interrupts:
+        run_as(authz, graph, by_ids(graph, {"decisions": [APPROVE]}), THREAD)
+    assert ran == [own["configurable"]] * (4 if protected else 8)
+
+
+@pytest.mark.parametrize("by", ["code", "model"])
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_tool_node_in_a_task_asks_about_each_call(by: str, fails: int, how: str, protected: bool) -> None:
+    """Each call of its message runs once, after its own question. Unenforced, nobody asks, and each try pays again."""
+    ran: list[Any] = []
+    names, late = ["ann", "bob", "cy"], failing(fails)
+    message = lambda: says(*[call("pay", {"to": name, "amount": "5"}, name) for name in names])
+    model, tools = ScriptedChatModel(script=[lambda _: message()] * 20), ToolNode([bill(ran)])
+
+    def act(_: Any) -> list[str]:
+        made = model.invoke([HumanMessage("Pay")]) if by == "model" else message()
+        return [[m.text for m in tools.invoke({"messages": [made]})["messages"]], late()][0]
+
+    graph = functional(act, how, "a")
+    authz, graph = governed(protected, graph, asking("pay"))
+    state, shown = run_as(authz, graph, human(), THREAD, how=how), list[str]()
+    while asked := graph.get_state(THREAD).interrupts:
+        assert len(asked) == 1 and sorted(to for to, *_ in ran) == sorted(shown)
+        shown += [one["args"]["recipient"] for one in asked[0].value["action_requests"]]
+        state = run_as(authz, graph, resume(APPROVE), THREAD, how=how)
+    assert state == [["paid"] * 3] and sorted(shown) == (names if protected else [])
+    assert sorted(to for to, *_ in ran) == sorted(names * (1 if protected else 1 + fails))
