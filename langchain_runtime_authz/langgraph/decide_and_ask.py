@@ -41,7 +41,7 @@ _SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the a
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: interrupts.interrupt_for(value))
 _Wait: Final = Effect(lambda _: time.sleep(PAUSE), lambda _: asyncio.sleep(PAUSE))
-_PATIENCE: Final = 5.0  # seconds that a new question waits for other calls of its graph task
+PATIENCE: Final = 5.0  # seconds that a new question waits for other calls of its graph task
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
 AskAgain: Final = Effect(lambda _, value: interrupts.interrupt_for(value, approval_questions.approval_ids(value)))
 
@@ -204,7 +204,7 @@ class _Asking:
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool
     ) -> Flow[list[DecidedCall]]:
         """Ask when no other call of the graph task asks, and raise an open question again."""
-        mine, until = self._execution, time.monotonic() + _PATIENCE
+        mine, until = self._execution, time.monotonic() + PATIENCE
         while True:
             in_time = time.monotonic() < until
             if mine.turn.acquire(blocking=False):  # calls in threads and coroutines cannot wait for each other's lock
