@@ -5,8 +5,6 @@ from functools import partial
 
 from langchain_core.messages import BaseMessage, RemoveMessage
 
-from langchain_runtime_authz import Mandate
-from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.testing import FrozenClock
@@ -192,10 +190,10 @@ def test_going_on_from_an_older_checkpoint_orders_nothing_of_the_newer_ones(prot
     assert EVE not in asking.prompts[-1][-1].text if protected else not asking.prompts
 
 
-@pytest.mark.parametrize("again", ["3", "4"])
+@pytest.mark.parametrize("again", ["3", "4", "elsewhere"])
 @pytest.mark.parametrize("to", [BOB, EVE])
 def test_what_was_read_before_it_changed_does_not_count(to: str, again: str, go: Any) -> None:
-    """The agent reads again, the same page or another one, and then acts on what it read first. Unprotected it always pays."""
+    """The agent or another process reads again, and the agent acts on what it read first. Unprotected it always pays."""
     for protected in (True, False):
         accounts = [BOB]
         house = House(bill=lambda month: {"iban": accounts[-1]})
@@ -208,7 +206,12 @@ def test_what_was_read_before_it_changed_does_not_count(to: str, again: str, go:
         def reads(messages: list[BaseMessage]) -> AIMessage:
             accounts.append(EVE)
             authz.data_changed("bills")
-            return at_once(("bill", {"month": again}))
+            if again == "elsewhere" and protected:
+                other = RuntimeAuthz(profiles={"bill": bills}, ledger=authz.ledger)
+                session = other.session(subject="alice", agent=graph.get_name(), thread=THREAD["configurable"]["thread_id"])
+                assert session.decide("bill", {"month": "4"}).permit
+                session.observe("bill", {"month": "4"}, {"iban": EVE})
+            return at_once(pay(to) if again == "elsewhere" else ("bill", {"month": again}))
 
         graph = graph_of(house, ("bill", {"month": "3"}), reads, pay(to))
         graph = authz.protect(graph) if protected else graph
@@ -234,31 +237,6 @@ def test_changed_data_does_not_count_for_an_argument_that_decides_nothing(change
         graph = authz.protect(graph) if protected else graph
         state = told(authz, graph, human("Notiere Bob"), THREAD, go=go) if protected else go(graph, human("Notiere Bob"), THREAD)
         assert bool(house.ran) is not bool(asked(state)) and bool(asked(state)) is (protected and changed)
-
-
-def test_what_another_process_read_anew_does_not_count_as_it_was(go: Any) -> None:
-    """The thread goes to a second process, which reads a changed resource, and comes back. Unprotected the old account is paid."""
-    account, again = {"kind": "field", "step": "b", "path": "iban"}, Command(resume={"decisions": [{"type": "approve"}]})
-    steps = {"id": "b", "tool": "bill", "args": {"month": "3"}}, {"id": "p", "tool": "pay", "args": {"to": account, "amount": 45}}
-    due, profiles = Mandate.model_validate({"steps": steps}), {**PROFILES, "bill": PROFILES["bill"].model_copy(update={"resource": "bills"})}
-    note, reads = ("note", {"title": "x", "text": ""}), [("bill", {"month": month}) for month in "34"]
-    for places in ((0, 0, 0), (0, 1, 0), ()):
-        accounts, ledger, saver = [BOB], MemoryLedger(), InMemorySaver()
-        house = House(bill=lambda month: {"iban": accounts[-1]})
-        acting = model(reads[0], note, reads[1], note, pay())
-        graphs = [demo_graph(acting, house.tools()) for _ in range(2)]
-        for graph in graphs:
-            graph.checkpointer = saver
-        ours = [RuntimeAuthz(profiles=profiles, ledger=ledger) for _ in graphs]
-        if not places:
-            go(graphs[0], human("Pay it"), THREAD)
-        for n, place in enumerate(places):
-            graphs[place] = graphs[place] if place in places[:n] else ours[place].protect(graphs[place])
-            told(ours[place], graphs[place], again if n else human("Pay it"), THREAD, go=go, mandate=due)
-            if not n:
-                accounts.append(EVE)
-                ours[0].data_changed("bills")
-        assert (("pay", BOB, 45.0) in house.ran) is not bool(places)
 
 
 SAID = HumanMessage("Notiere Bob", id="1")
