@@ -30,7 +30,6 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jws import decode_segment, json_object, sign_compact
 from langchain_runtime_authz.credential.signer import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket, current_scope, current_ticket
-from langchain_runtime_authz.credential.token import MARGIN, MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, add_credential
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -49,7 +48,7 @@ _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
 
-class ExchangedToken(Sealed):
+class ExchangedToken(claim.Sealed):
     """A token that the endpoint issued. Text forms and pickles never hold it.
 
     `issued_token_type` is an RFC 8693 §3 identifier, and `expires_at` is in epoch seconds. `scope` is the granted
@@ -149,7 +148,7 @@ class TokenExchange(Secret):
             error = str(body.get("error"))
             raise CredentialError(Code.EXCHANGE_REFUSED, error if _ERROR.fullmatch(error) else "no error code")
         token, lifetime, scope = body.get("access_token"), body.get("expires_in"), body.get("scope")
-        if not isinstance(token, str) or len(token) > MAX_TOKEN or not _TOKEN68.fullmatch(token):
+        if not isinstance(token, str) or len(token) > claim.MAX_TOKEN or not _TOKEN68.fullmatch(token):
             _fail("`access_token` is not a token")
         if body.get("issued_token_type", None if form["grant_type"] == GRANT else wanted) != wanted:
             _fail("`issued_token_type` is not the requested one")
@@ -159,7 +158,7 @@ class TokenExchange(Secret):
             _fail("`scope` is wider than the requested one")
         now, claims = time.time(), _claims(token)
         wanted_for = {form[name] for name in ("audience", "resource") if name in form}
-        if other := _unfit(claims, wanted_for, now + MARGIN, now + self._max_lifetime + 60):  # clocks may differ
+        if other := _unfit(claims, wanted_for, now + claim.MARGIN, now + self._max_lifetime + 60):  # clocks may differ
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")
@@ -241,7 +240,7 @@ class ExchangeAuth(TicketAuth):
         ticket.check_running()
         kept = yield from self._kept(ticket)
         exchanged = kept.get(self)
-        if exchanged is None or exchanged.expires_at - MARGIN <= time.time():
+        if exchanged is None or exchanged.expires_at - claim.MARGIN <= time.time():
             exchanged = yield from self._exchanged(ticket, audience)
             yield from self._kept(ticket)  # the task may change while the endpoint answers
             kept[self] = exchanged

@@ -103,6 +103,7 @@ class Known(NamedTuple):
     nouns: frozenset[str] = frozenset()
     verbs: frozenset[str] = frozenset()
     told: bool = False
+    either: frozenset[str] = frozenset()  # verbs that are nouns behind "a": "mail"
 
 
 class _Part(NamedTuple):
@@ -158,7 +159,7 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
             kind, end = "word", start + len(word)  # 关闭
         touches = kind == "han" and spans[-1:] == [(start - 1, start)]
         kind = "formal" if kind == "she" and text[start] == "S" else kind  # "öffnen Sie"
-        kind = _known_kind(kind, text[start:end].lower(), known, after_request=codes[-1:] == _CODES["request"])
+        kind = _known_kind(kind, text[start:end].lower(), known, codes[-1:])
         if touches and kind == "han" and codes[-1:] == _CODES["verb"]:
             codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
         pronoun = pronoun_in(text[start:end], known.verbs) if kind == "word" else None
@@ -172,12 +173,13 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
     return codes, spans
 
 
-def _known_kind(kind: str, word: str, known: Known, *, after_request: bool) -> str:
-    """Return the kind of a word, which the tools may change."""
+def _known_kind(kind: str, word: str, known: Known, before: str) -> str:
+    """Return the kind of a word behind the code `before`."""
     if kind not in _OPEN:
         return "link" if kind == "away" and word in known.nouns else kind
-    verb = word in known.verbs or (after_request and f"mind {word}" in known.verbs)
-    return "verb" if verb else "noun" if word in known.nouns else kind
+    verb = word in known.verbs or (before == _CODES["request"] and f"mind {word}" in known.verbs)
+    noun = word in known.nouns or (before == _CODES["some"] and word in known.either)
+    return "noun" if noun else "verb" if verb else kind
 
 
 def pronoun_in(word: str, verbs: Collection[str]) -> str | None:

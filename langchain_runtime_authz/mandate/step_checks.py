@@ -63,7 +63,7 @@ class StepCheck:
         told = any(profiles[s.tool].text or profiles[s.tool].free for s in orders)
         self.placing = Placing(
             words,
-            Known(nouns - verbs, verbs, told),
+            Known(nouns - verbs, verbs, told, nouns & verbs),
             (n for s in steps for n in self.needs_of(s, profiles[s.tool], s.args)),
         )
 

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.authorization_details import check_whole_call
-from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
@@ -124,7 +123,7 @@ class ProtectedMcp(ProtectedApp):
         tool = self._prefix + name
         narrowed = self._of_tools(tool)
 
-        async def of(connection: HTTPConnection) -> Credential:
+        async def of(connection: HTTPConnection) -> claim.Credential:
             credential = await narrowed.of(connection)
             check_whole_call(credential, tool=tool, args=given, accept=self._accept)
             return credential
@@ -159,7 +158,7 @@ class ProtectedMcp(ProtectedApp):
         """Return a body with only the tools that the caller may see; `None` if unreadable."""
         kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
         try:
-            if not isinstance(credential, Credential):
+            if not isinstance(credential, claim.Credential):
                 return None
             if kinds == [b"text/event-stream"]:
                 events = _EVENT.split(body.removeprefix(_BOM))
@@ -169,7 +168,7 @@ class ProtectedMcp(ProtectedApp):
         except (AuthzError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
-    async def _event(self, event: bytes, credential: Credential) -> bytes:
+    async def _event(self, event: bytes, credential: claim.Credential) -> bytes:
         lines = event.splitlines()
         data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
         if not data:
@@ -177,7 +176,7 @@ class ProtectedMcp(ProtectedApp):
         rest = [line for line in lines if not line.startswith(b"data:")]
         return b"\n".join([*rest, b"data: " + await self._message(data, credential)])
 
-    async def _message(self, data: bytes, credential: Credential) -> bytes:
+    async def _message(self, data: bytes, credential: claim.Credential) -> bytes:
         """Return a JSON-RPC message with only the tools that the caller may see."""
         message = parse_object(data)
         if "result" in message:
@@ -188,7 +187,7 @@ class ProtectedMcp(ProtectedApp):
             result.update({"tools": [tools[name] for name in shown], **{k: v for k, v in own.items() if k in result}})
         return json.dumps(message, ensure_ascii=False).encode()
 
-    async def _permitted(self, credential: Credential, names: Sequence[str]) -> Sequence[str]:
+    async def _permitted(self, credential: claim.Credential, names: Sequence[str]) -> Sequence[str]:
         granted = credential.grant.tools
         named = [name for name in names if granted is None or self._prefix + name in granted]
         if self._evaluator is None:
@@ -197,7 +196,7 @@ class ProtectedMcp(ProtectedApp):
         seen = zip(named, decided, strict=True)
         return [name for name, d in seen if d.permit or d.outcome == "approval_required"]
 
-    def _question(self, credential: Credential, name: str) -> bytes:
+    def _question(self, credential: claim.Credential, name: str) -> bytes:
         """Return the default request for a `tools/call` (AuthZEN COAZ, MCP binding)."""
         claims = credential.claims
         properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}

@@ -12,7 +12,7 @@ from langchain_runtime_authz.mandate import plain_orders
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, changes_nothing, unclear
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
-from langchain_runtime_authz.tool_profile import load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 from tests.benchmarks.mandate_words import DATA
 
 PROFILES = load_profiles(DATA / "planner" / "profiles.yaml")
@@ -37,6 +37,21 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
     right = [run for row, runs in ran if not row["wrong"] for run in runs]
     assert len(wrong) <= 9, wrong
     assert (sum(right) >= 566, len(right)) == (True, 681)
+
+
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("Send a mail to Bob.", True), ("Schick eine Mail an Bob.", True), ("Send a mail for Eve to Bob.", False),
+        ("Send a copy of the mail to Bob.", False), ("Do not send a mail to Bob.", False), ("Draft a mail to Bob.", False),
+    ],
+)  # fmt: skip
+def test_a_noun_of_the_tool_may_also_be_a_verb(text: str, runs: bool) -> None:
+    """Behind "a" it is the noun: "to mail" says the same as "to send"."""
+    profile = ToolProfile(effect="send", critical={"to": "principal"}, text=("body",))
+    step = {"id": "1", "tool": "send_mail", "args": {"to": "Bob", "body": {"kind": "text"}}}
+    found = backed_part(load_mandate({"steps": [step]}), [text], {"send_mail": profile}, {"send_mail": {"to": {}, "body": {}}})
+    assert found.mandate is not None and bool(found.mandate.steps) is runs
 
 
 def test_the_examples_of_the_grammar_follow_their_rules() -> None:
