@@ -122,6 +122,7 @@ def _of_server(file: Path, name: str) -> str:
     if name and name not in graphs:
         raise ConfigError(f"`{file}` has no graph `{name}`; it has {', '.join(graphs)}")
     sys.path[:0] = [str((file.parent / d).resolve()) for d in dependencies if d.startswith(".")]
+    warnings.filterwarnings("ignore", "the graph has no checkpointer")  # the server brings one
     path = graphs[name] if name else next(iter(graphs.values()))
     return str(file.parent / path) if path.partition(":")[0].endswith(".py") else path
 

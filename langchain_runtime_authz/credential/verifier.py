@@ -20,7 +20,6 @@ from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed, parse_jws, public_key, refuse
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
-from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal_credential
 from langchain_runtime_authz.errors import Code, CredentialError
 
 _OPTIONAL: Final = (names.NOT_BEFORE, names.CONFIRMATION)
@@ -114,7 +113,7 @@ class Verifier:
         tenant: str | None = None,
         now: int | None = None,
         bound: bool = False,
-    ) -> Flow[Credential]:
+    ) -> Flow[names.Credential]:
         """Verify `token` and return its credential.
 
         Args:
@@ -129,7 +128,7 @@ class Verifier:
         `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`, `credential_tenant`, `audience`,
         `proof_missing` (a bound token), `credential_revoked` or `status_unavailable`. No error quotes the token.
         """
-        jws = parse_jws(token, typ=TYP, algorithms=self._algorithms)
+        jws = parse_jws(token, typ=names.TYP, algorithms=self._algorithms)
         jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
         if not is_signed(jws, self._key(jwk, jws.header["kid"], jws.header["alg"])):
             refuse("its signature is wrong")
@@ -139,9 +138,9 @@ class Verifier:
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
         if names.CONFIRMATION in claims and not bound:
             raise CredentialError(Code.PROOF_MISSING, "no proof of its key is taken here")
-        credential: Credential | None = None
+        credential: names.Credential | None = None
         with suppress(ValueError):
-            credential = seal_credential(token, claims)
+            credential = names.seal_credential(token, claims)
         if credential is None:  # refused only here, as an exception's context would quote the token
             refuse("its claims are nested too deeply")
         if self._status is not None:
@@ -175,11 +174,11 @@ class Verifier:
         issued, expires = claims[names.ISSUED_AT], claims[names.EXPIRES_AT]
         if claims[names.ISSUER] != self._issuer:
             refuse("its `iss` is another")
-        if not 0 < expires - issued <= MAX_TTL + LEEWAY:
+        if not 0 < expires - issued <= names.MAX_TTL + names.LEEWAY:
             refuse("it lives too long")
-        if not now < expires + LEEWAY:
+        if not now < expires + names.LEEWAY:
             raise CredentialError(Code.CREDENTIAL_EXPIRED)
-        if issued > now + LEEWAY or claims.get(names.NOT_BEFORE, issued) > now + LEEWAY:
+        if issued > now + names.LEEWAY or claims.get(names.NOT_BEFORE, issued) > now + names.LEEWAY:
             raise CredentialError(Code.CREDENTIAL_NOT_YET_VALID)
         if tenant is not None and claims[names.TENANT] != tenant:
             raise CredentialError(Code.CREDENTIAL_TENANT)

@@ -9,7 +9,7 @@ import pytest
 from langchain_runtime_authz import _display
 from langchain_runtime_authz.audit import story
 from langchain_runtime_authz.credential import authorization_details as details
-from langchain_runtime_authz.credential import jwks, verifier
+from langchain_runtime_authz.credential import jwks, token
 from langchain_runtime_authz.facts import history, output_reading
 from langchain_runtime_authz.langgraph import call_messages
 from langchain_runtime_authz.ledger import base
@@ -42,8 +42,8 @@ OF_CODE = {
     },
     "docs/concepts.md": {"400,000 characters": output_reading.MAX_CHARS},
     "docs/credentials.md": {
-        "most 60 seconds and dies": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
-        "with 5 seconds of leeway": verifier.LEEWAY, "at most 65 seconds after": verifier.MAX_TTL + verifier.LEEWAY,
+        "most 60 seconds and dies": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": token.LEEWAY,
+        "with 5 seconds of leeway": token.LEEWAY, "at most 65 seconds after": token.MAX_TTL + token.LEEWAY,
     },
     "docs/delegation.md": {"after 60 seconds at the latest": mint_tokens.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": call_messages.MAX_KEPT},

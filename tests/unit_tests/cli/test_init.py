@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_without_an_answer_every_unknown_tool_asks(run: Callable[..., Any], tmp_
     assert "write_todos: compute; without an order the answer is permit\n" in result.stdout
     checked = run("profile", "check", "authz.yaml", "an_agent:graph")
     assert (checked.exit_code, checked.stdout) == (0, "profiles: 4, tools: 4, tests: 4, findings: 0\n")
+
+
+def test_a_graph_of_the_server_needs_no_checkpointer(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The server brings one. As a module's graph, the same graph has none."""
+    protected = "\nfrom langchain_runtime_authz import RuntimeAuthz\n\nRuntimeAuthz(profiles='answers.yaml').protect(graph)\n"
+    (tmp_path / "an_agent.py").write_text(AGENT + protected)
+    for target, warned in (("langgraph.json", False), ("an_agent.py:graph", True)):
+        sys.modules.pop("an_agent", None)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            assert run("inspect", target).exit_code == 0
+        assert any("no checkpointer" in str(w.message) for w in found) is warned
 
 
 HAND_OVER = """
