@@ -5,10 +5,13 @@ import tracemalloc
 import pytest
 
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.output_reading import SeenValue
+from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.resource import read_mark
-from langchain_runtime_authz.ledger.base import MAX_MARKS, Committed, Conflict, Query, Scope
+from langchain_runtime_authz.ledger import memory as module
+from langchain_runtime_authz.ledger.base import MAX_MARKS, Committed, Conflict, Lease, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
-from langchain_runtime_authz.ledger.changes import SetMark
+from langchain_runtime_authz.ledger.changes import Change, RecordPlan, RecordValues, SetMark, TakeLease
 from langchain_runtime_authz.ledger.memory import MAX_ROWS, MemoryLedger
 from langchain_runtime_authz.ledger.thread_state import UNKNOWN_COUNT
 
@@ -33,6 +36,7 @@ def memory() -> list[int]:
 @pytest.fixture(scope="module")
 def long(memory: list[int]) -> MemoryLedger:
     ledger = MemoryLedger()
+    ledger.commit(SCOPE, None, [ClaimCall("running", "jti", repeatable=False)])
     tracemalloc.start()
     for half in (range(CALLS // 2), range(CALLS // 2, CALLS)):
         run(ledger, SCOPE, half)
@@ -47,6 +51,20 @@ def test_a_long_thread_is_flat(long: MemoryLedger, memory: list[int]) -> None:
     assert len(thread.calls) <= MAX_ROWS and len(thread.budgets) <= MAX_ROWS
     assert memory[1] < memory[0] * 1.1
     assert thread.budgets["all"] == CALLS, "a counter in use is kept"
+    assert "running" in thread.calls
+
+
+@pytest.mark.parametrize(("held", "limit"), [("values", "MAX_VALUES"), ("plans", "MAX_PLANS"), ("leases", "MAX_DEAD")])
+def test_what_else_a_long_thread_holds_is_flat(held: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, limit, 3)
+    ledger = MemoryLedger()
+    for n in range(9):
+        value, plan = SeenValue(f"v{n}", "external", True, False, "tool"), PlanRecord(f"m{n}", ("a",), 1, "model", ())
+        lease = Lease(f"j{n}", "run", ("a",), 1, 0, 1, state="ended")
+        more: dict[str, Change] = {"values": RecordValues((value,)), "plans": RecordPlan(plan), "leases": TakeLease(lease)}
+        assert isinstance(ledger.commit(SCOPE, None, [more[held]]), Committed)
+    (thread,) = ledger._threads.values()
+    assert len(getattr(thread, held)) == 3
 
 
 def test_many_threads_are_flat() -> None:
