@@ -544,6 +544,12 @@ def test_an_answer_of_one_of_two_approvers_is_recorded_once(go: str, ran: Any) -
     assert code_of(lambda: said(go, authz, graph, resume(*[APPROVE] * 3), THREAD)) == "approval_waits"
     assert [r["event"] for r in authz.audit.records if r["kind"] == "run"].count("approval") == 3  # type: ignore[attr-defined]
     assert ran == []
+    other = {"configurable": {"thread_id": "other"}}  # here somebody else answers first, and then the subject
+    said(go, authz, graph, human(), other)
+    for question in authz.approvals():
+        authz.approve(question.id, by="bob")
+    said(go, authz, graph, resume(*[APPROVE] * 3), other)
+    assert len(ran) == 3
 
 
 @pytest.mark.parametrize("first", [0, 1])
