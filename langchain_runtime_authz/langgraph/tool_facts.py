@@ -208,7 +208,7 @@ def _looks(tool: BaseTool) -> _Looks | None:
 
 def _alike(a: _Looks, b: _Looks) -> bool:
     """Return True if two tools are surely equal, even with other schema classes."""
-    if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
+    if a == b or a[:3] != b[:3] or a[4] != b[4]:
         return a == b
     ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
     return ours is not None and ours == theirs
