@@ -140,6 +140,14 @@ def _ends_in_word(pattern: Sequence[str | Choice | Options]) -> bool:
     return isinstance(end, str) and end[0] != "{"
 
 
+def _rest_at_end(item: str | Choice | Options) -> str:
+    """Return the `{text:rest}` with which an item may end, or ""."""
+    if isinstance(item, str):
+        return item if item.endswith(f"{REST}}}") else ""
+    ways = item.ways if isinstance(item, Choice) else item.parts
+    return next(filter(None, (_rest_at_end(way[-1]) for way in ways if way)), "")
+
+
 def _with_rest(before: str | Choice | Options, argument: str) -> list[str | Choice | Options]:
     """Return `[that] {text:rest}` as `(that {text:rest}|{text})`, or raise an error."""
     if not isinstance(before, Options) or not _ends_in_word(before.parts[-1]):
@@ -157,8 +165,8 @@ def _sequence(written: Iterator[str], end: str) -> Pattern:
             sequences = tuple(map(tuple, ways))
             return sequences[0] if len(sequences) == 1 else (Choice(sequences),)
         way = ways[-1]
-        if item not in "|])}" and way and isinstance(way[-1], str) and way[-1].endswith(f"{REST}}}"):
-            raise ValueError(f"goes on behind `{way[-1]}`, which takes all that is said there")
+        if item not in "|])}" and way and (rest := _rest_at_end(way[-1])):
+            raise ValueError(f"goes on behind `{rest}`, which takes all that is said there")
         if item == "[":
             before = way[-1] if way else ""
             parts = before.parts if isinstance(before, Options) else ()

@@ -241,7 +241,7 @@ def test_a_text_with_a_comma_is_named_as_the_reason():
 
 
 @pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell [{who}] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}",
-    "tell {who} that {text:rest} now", "tell {who} that {text:rest} [now]", "tell {who} that {text:word}", "tell {who} that {ticket:rest}", "assign {who:word} on {day:words}", "assign {who:word} {hours:word}"])
+    "tell {who} that {text:rest} now", "tell {who} that {text:rest} [now]", "tell [that {text:rest}] to {who}", "tell that ({text:rest}|hello) to {who}", "tell {who} that {text:word}", "tell {who} that {ticket:rest}", "assign {who:word} on {day:words}", "assign {who:word} {hours:word}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
         load_profiles({"assign": {"critical": {"who": "principal", "hours": "amount"}, "when": ["day"], "text": ["text"], "intent": [order]}})
