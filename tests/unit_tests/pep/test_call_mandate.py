@@ -65,6 +65,8 @@ def test_what_an_error_says_is_not_the_models_own_text(error: Any) -> None:
     session.observe("look_up", {"name": "Bob"}, error if failed is None else None, failed)
     outcome = session.decide("note", {"to": "bob@x.org", "body": f"Hello, {PASSAGE}"}).outcome
     assert outcome == ("permit" if error is None else "approval_required")
+    evidence = session.evidence(session.decide("note", {"to": "harbour", "body": ""}))
+    assert ("untrusted text from look_up" in str(evidence)) is (error is not None)
 
 
 def test_what_a_tool_without_a_profile_says_is_not_the_models_own_text() -> None:
