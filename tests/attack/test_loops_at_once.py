@@ -362,6 +362,19 @@ def flaky(tried: list[str]) -> Any:
     return save
 
 
+def trying(save: Any) -> Any:
+    """A node that calls the tool again, whatever it raises."""
+
+    def tools(state: MessagesState) -> Any:
+        (planned,) = state["messages"][-1].tool_calls
+        for _ in range(4):
+            with contextlib.suppress(Exception):
+                return {"messages": [ToolMessage(save.invoke(planned["args"]), tool_call_id=planned["id"])]}
+        raise AssertionError
+
+    return tools
+
+
 @wrap_tool_call
 def catching(request: Any, handler: Any) -> Any:
     """Try again, whatever is raised."""
@@ -376,23 +389,25 @@ def catching(request: Any, handler: Any) -> Any:
 def test_a_call_that_failed_is_tried_again_after_an_answer(retry: Any) -> None:
     """Code that catches what a tool raises, and calls it again: it is asked anew, and the answer is for that."""
     tried: list[str] = []
-
     save = flaky(tried)
-
-    def tools(state: MessagesState) -> Any:
-        (planned,) = state["messages"][-1].tool_calls
-        for _ in range(4):
-            with contextlib.suppress(Exception):
-                return {"messages": [ToolMessage(save.invoke(planned["args"]), tool_call_id=planned["id"])]}
-        raise AssertionError
-
     authz, model = authz_with(WasmPDP(), profiles={}), replying([call("save", {"path": "n.txt"}, "c1")])
     if retry is None:
-        graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, tools, checkpointer=InMemorySaver())
+        graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, trying(save), checkpointer=InMemorySaver())
     else:
         graph = create_agent(model, [save], middleware=[retry], checkpointer=InMemorySaver())
     state = approved(authz, authz.protect(graph), human(), 3)
     assert answer_to(state["messages"], "c1").text == "saved" and tried == ["n.txt"] * 3
+
+
+def test_a_call_that_failed_is_still_planned_when_it_is_tried_again() -> None:
+    """In one execution of its node. Else the policy sees a call that no message contains."""
+    tried: list[str] = []
+    save, pdp = flaky(tried), StaticPDP(True)
+    authz = authz_with(pdp, profiles={"save": ToolProfile(effect="read", sink="none")})
+    model = replying([call("save", {"path": "n.txt"}, "c1")])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, trying(save), checkpointer=InMemorySaver())
+    told(authz, authz.protect(graph), human(), THREAD, task="x")
+    assert [request.context.plan.planned for request in calls_of(pdp, "save")] == [True] * 3
 
 
 def test_each_task_of_the_functional_api_asks_by_itself() -> None:
