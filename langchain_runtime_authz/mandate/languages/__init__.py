@@ -29,7 +29,8 @@ _PLAIN: Final = re.compile(
 _ID: Final = re.compile(  # with a character that common words lack: "/tmp", "T-5", "Plan.pdf", "web-db"
     r"(?:[#@~.]|--?(?!\d)|[/\\])[/\\]?\w[\w./\\\-+=~:]*|(?=.*[\d_])\w[\w./\\\-=:]*|\w[\w./\\\-~]*\.[a-z]\w{1,4}|[a-z]+(?:[./-][a-z]+)+"
 )
-_NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
+_SMALL: Final = "".join(letter for letter in map(chr, range(0x1F00)) if letter.islower())
+_NAME: Final = re.compile(rf"[^\W\d_{_SMALL}][^\W\d_]*(?:[-'’][^\W\d_]{{2,}})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(
     r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*|(?:[A-Za-z][./])+[A-Za-z]?|[\w-]*\d/[\w-]*\d|.*\w\.\..*"
