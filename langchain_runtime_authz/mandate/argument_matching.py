@@ -56,6 +56,7 @@ class CallFacts(NamedTuple):
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
     now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
     zone: tzinfo | None = None  # the zone of ordered times that do not name one
+    earlier: Collection[str] = ()  # counters of equal calls for the user's earlier messages
 
 
 class Finding(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, scalars, uncovered
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
-from langchain_runtime_authz.mandate.date_matching import are_upcoming, dates_of, in_zone, names_zone
+from langchain_runtime_authz.mandate.date_matching import adds_time, are_upcoming, dates_of, in_zone, names_zone
 from langchain_runtime_authz.mandate.description import describe_condition, described_step, quote_values
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms
@@ -42,6 +42,9 @@ class Deviation(NamedTuple):
     argument: str
     code: str
     expected: str  # tells an approver what was ordered
+
+
+_REPEATED: Final = Deviation("", "spent", 'a word like "again"; the same was let run for an earlier message')
 
 
 class Spend(NamedTuple):
@@ -133,9 +136,10 @@ class MandateMatch:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
     `awaited`: counters of awaited steps. Of the message's earlier calls, only those that may not run add to them.
+    `earlier`: counters of equal calls for earlier messages. After one of them, the call must ask.
     """
 
-    __slots__ = ("_limit", "_matches", "_otherwise", "awaited", "counters")
+    __slots__ = ("_earlier", "_limit", "_matches", "_otherwise", "awaited", "counters")
 
     def __init__(
         self,
@@ -143,9 +147,12 @@ class MandateMatch:
         matches: Sequence[_StepMatch] = (),
         limit: Spend | None = None,
         awaited: Collection[str] = (),
+        earlier: Collection[str] = (),
     ) -> None:
         self._otherwise, self._matches, self._limit, self.awaited = otherwise, matches, limit, awaited
-        counters = {} if limit is None else {limit.counter: limit.by}
+        self._earlier, counters = earlier, dict.fromkeys(earlier, 0)
+        if limit is not None:
+            counters[limit.counter] = limit.by
         for ready, _, rows, wait in matches:
             if wait is not None:
                 counters = {wait.taken: 0, wait.awaited: 0, **counters}
@@ -171,6 +178,8 @@ class MandateMatch:
             found = _stand(match, counts, spends)
             if best is None or _distance(found) < _distance(best):
                 best = found
+        if best is not None and best.standing == "covered" and any(map(counts.get, self._earlier)):
+            best = best._replace(standing="deviates", deviations=(_REPEATED,))
         return best or self._otherwise._replace(spends=spends)
 
 
@@ -270,7 +279,8 @@ def match_call(
         matches.append(_StepMatch(ready, deviations, groups, wait))
     # In a planner's mandate, a write inside may be in one message with the step that it follows.
     waits = mandate.source != "application" and call.profile.inside
-    return MandateMatch(_OUTSIDE, matches, limit, {m.wait.awaited for m in matches if m.wait} if waits else ())
+    awaited = {m.wait.awaited for m in matches if m.wait} if waits else ()
+    return MandateMatch(_OUTSIDE, matches, limit, awaited, call.earlier)
 
 
 def _ready_step(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> _ReadyStep:
@@ -319,6 +329,9 @@ def _compare(ready: _ReadyStep, call: CallFacts, matcher: ArgumentMatcher) -> tu
         value = local if slot.local else value  # an order that names no zone means local time
         if call.now is not None and slot.days and not are_upcoming([*slot.days, *dates_of(value)], call.now):
             deviations.append(Deviation(name, "value", f"the next {quote_values(_said(order))}"))
+            continue
+        if slot.days and adds_time(value, _said(order), name):
+            deviations.append(Deviation(name, "value", f"{quote_values(_said(order))}, without a time of day"))
             continue
         if type(order) is Const and type(value) in SCALAR_TYPES and type(order.value) in SCALAR_TYPES:
             short = type(value) is not str or len(value) <= REMEMBERED

@@ -13,7 +13,7 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, scalars
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
-from langchain_runtime_authz.mandate.languages import any_phrase
+from langchain_runtime_authz.mandate.languages import any_phrase, languages, words_of
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, OneOf, Step
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -23,7 +23,6 @@ ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")  # a date, 
 _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
 _UTC: Final = re.compile(r"(?<=:\d\d) ?(?:UTC|GMT)$", re.IGNORECASE)
-_YEAR: Final = 365  # days
 _DATE: Final = 10  # characters of an ISO 8601 date
 
 
@@ -128,11 +127,25 @@ def dates_of(value: object) -> list[str]:
 def are_upcoming(days: Sequence[str], now: float) -> bool:
     """Return True if all days have a year, or all full dates lie in the coming year.
 
-    The coming year begins yesterday, because yesterday's date may still be today in the user's zone.
+    The coming year begins yesterday, because yesterday's date may still be today in the user's zone. It holds each day
+    of a year once.
     """
-    first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
+    first = (datetime.datetime.fromtimestamp(now, datetime.UTC) - datetime.timedelta(days=1)).date().isoformat()
     full = [day for day in days if day[0] != "-"]
-    return full == [*days] or all(0 <= (datetime.date.fromisoformat(day) - first).days <= _YEAR for day in full)
+    return full == [*days] or all(first <= day < f"{int(first[:4]) + 1}{first[4:]}" for day in full)
+
+
+def adds_time(value: object, said: object, name: str) -> bool:
+    """Return True if a value has a time of day, or a zone, that ordered dates do not have.
+
+    A date's first minute is none, nor is its last one for an argument with a `name` like "end".
+    """
+    ordered, own = ({m for one in scalars(each, MAX_ITEMS) or () for m in moments_in(one)} for each in (said, value))
+    if any(moment.startswith("time:") for moment in ordered):
+        return False
+    ends = any({*words_of(name)} & {*language.data["ends"]} for language in languages())
+    plain = {"time:00:00", "Z", "UTC", "GMT", *ordered, *(["time:23:59"] if ends else [])}
+    return any(not moment.startswith(("date:", "day:")) for moment in own - plain)
 
 
 # Words around a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".

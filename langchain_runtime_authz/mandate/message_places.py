@@ -171,6 +171,12 @@ def only_continues(text: str) -> bool:
     return len(text) <= _SHORT and _CONTINUES.fullmatch(text.strip(_EDGE)) is not None
 
 
+def leaves_open(text: str) -> bool:
+    """Return True if the next message may belong to this one: "only if Anna agrees:"."""
+    colon = "COLON" in unicodedata.name(text.rstrip()[-1:] or " ", "").split()  # of any script
+    return colon or (len(text) <= MAX_OWN and says("open", text, Known()))
+
+
 @lru_cache(maxsize=64)
 def is_restricted(text: str) -> bool:
     """Return True if a text has a condition, an exception or a correction ("I mean")."""

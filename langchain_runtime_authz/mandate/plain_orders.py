@@ -323,8 +323,12 @@ def _outside(values: Values, start: int, end: int) -> Values:
     return [spans for spans in values if not any(first < end and start < last for first, last in spans)]
 
 
+def orders(text: str, known: Known) -> bool:
+    """Return True if a sentence is a plain order of something."""
+    codes, _ = _read(text, known)
+    return _any(codes, "value", "verb") and not _any(codes, "amend") and unclear(text, (), known) is None
+
+
 def changes_nothing(text: str, known: Known) -> bool:
     """Return True if a sentence next to an order does not change it."""
-    codes, _ = _read(text, known)
-    orders = _any(codes, "value", "verb") and not _any(codes, "amend") and unclear(text, (), known) is None
-    return orders or _GRAMMAR["harmless"].fullmatch(codes) is not None
+    return orders(text, known) or _GRAMMAR["harmless"].fullmatch(_read(text, known)[0]) is not None

@@ -12,12 +12,13 @@ from datetime import date
 from typing import Any, Final
 
 from langchain_runtime_authz.mandate.follow_ups import TurnBefore, keep_follow_ups
-from langchain_runtime_authz.mandate.message_places import MAX_OWN, Texts
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, Texts, leaves_open
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.step_checks import StepCheck
 from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
 
+OPEN_BEFORE: Final = "it may belong to the message before it"
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
 
 
@@ -39,15 +40,16 @@ def backed_part(
     if words.too_long:
         return Compiled(None, (Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),))
     check = StepCheck(mandate, words, profiles, schemas, today)
+    open_before = OPEN_BEFORE if earlier and leaves_open(earlier[-1]) else None
     for step in mandate.steps:
-        if why := check.unfit(step) or check.place(step):
+        if why := open_before or check.unfit(step) or check.place(step):
             check.lost[step.id] = why
     wary = words.has_material or any(len(text) > LONG for text in texts)
 
     def ordered(steps: Sequence[Step], text: str) -> Mandate:
         return backed_part(Mandate(steps=tuple(steps)), [text], profiles, schemas, (), today).mandate or Mandate()
 
-    if len(texts) == 1 and not wary:
+    if len(texts) == 1 and not wary and open_before is None:
         keep_follow_ups(check, texts[0], earlier, before, ordered)
     steps = check.steps()
     doubtful = [s.id for s in steps if check.doubtful(s) or (wary and profiles[s.tool].effect in RISKY)]

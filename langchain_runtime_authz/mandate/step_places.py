@@ -25,6 +25,7 @@ from langchain_runtime_authz.mandate.plain_orders import (
     Known,
     changes_nothing,
     is_money,
+    orders,
     says,
     starts_of,
     unclear,
@@ -304,6 +305,9 @@ class Placing:
         return later, [at for at in later if says("warning", self._said(at), self.known)]
 
     def _changed(self, first: tuple[int, int], last: tuple[int, int]) -> str | None:
+        before = (self._said(at) for at in self._newest() if at < first)
+        if says("sequel", self._said(first), self.known) and not any(orders(said, self.known) for said in before):
+            return "it may hang on what is said before it"
         later, earlier = self._others
         at = next((at for at in earlier if at < first), later[-1] if later and later[-1] > last else None)
         if at is None:

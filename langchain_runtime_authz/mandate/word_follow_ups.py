@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from langchain_runtime_authz.mandate.follow_ups import TurnBefore, may_be, replaced, without_spans
 from langchain_runtime_authz.mandate.languages import languages
-from langchain_runtime_authz.mandate.model import Compiled, Const, Mandate, Step
-from langchain_runtime_authz.mandate.planner_mandate import backed_part
+from langchain_runtime_authz.mandate.message_places import leaves_open
+from langchain_runtime_authz.mandate.model import Compiled, Const, Dropped, Mandate, Step
+from langchain_runtime_authz.mandate.planner_mandate import OPEN_BEFORE, backed_part
 from langchain_runtime_authz.mandate.step_checks import argument_schemas
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -34,17 +35,21 @@ def compile_turn(
 
     Args:
         texts: the user's messages of the turn, in order.
-        earlier: the user's messages right before it, the newest first. They are read only if one text is not understood.
+        earlier: the user's messages right before it, the newest first. Those before the last one are read only if one
+            text is not understood.
         profiles: tool → profile.
         schemas: tool → the JSON schema of its arguments.
         today: the date of the messages.
     """
-    known = profiles, schemas, today
+    known, older = (profiles, schemas, today), iter(earlier)
+    last = next(older, "")
+    if leaves_open(last):
+        return Compiled(None, tuple(Dropped(text, OPEN_BEFORE) for text in texts))
     compiled = compile_words(texts, *known)
     if compiled.mandate is not None or len(texts) != 1 or len(texts[0]) > _SHORT:
         return compiled
     before = list[TurnBefore]()
-    for said in [*earlier][::-1]:
+    for said in reversed([last, *older] if last else []):
         mandate = compile_words([said], *known).mandate or _follow_up(said, before, known)
         before.append(TurnBefore(said, mandate or Mandate()))
     found = _follow_up(texts[0], before, known)

@@ -42,6 +42,7 @@ _UNFIT: Final = "it fits no order of a tool; a value needs a capital, a digit or
 _MORE: Final = "what stands behind {} may not belong to the order; give it an order of its own, or quote a text"
 _SAME: Final = "two orders concern the same target"
 _FIRST: Final = "it may hang on what is done first"
+_AFTER: Final = "it may hang on what is said before it"
 _WORDED: Final = frozenset(("word", "name", "sep", "own", "colon"))  # kinds of tokens without a value
 
 
@@ -177,6 +178,8 @@ class _Turn:
             raise _UnclearError("it is in capitals")
         if [t.kind for t in tokens[1:]] == ["id"] and tokens[0].lower in self.labels:  # "Order O-5"
             raise _UnclearError("it may name a thing")
+        if not self.kept and self._follows("sequel", tokens[:opened]):
+            raise _UnclearError(_AFTER)
         kinds = " ".join("to" if t.text in {"to", "and", "-"} else t.kind for t in tokens)
         if re.search(r"\bnumber (?:number|money|to date)\b", kinds):  # "123 500 EUR", "3 to 5 June"
             raise _UnclearError("two numbers may be one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.local_time import local_day
@@ -13,11 +13,12 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import CallFacts, is_default
 from langchain_runtime_authz.mandate.call_matching import MandateMatch, Standing, match_call
 from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.mandate.plain_orders import Known, says
 from langchain_runtime_authz.mandate.read_outputs import TaskKey
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Run
-from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn, turns_before
+from langchain_runtime_authz.pep.thread_memory import TURNS_BEFORE, TaskWords, Turn, turns_before
 from langchain_runtime_authz.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -95,8 +96,11 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     return found.of("words", said.turn.key) if found is not None else None
 
 
-def find_match(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, MandateMatch | None]:
-    """Return the mandate and the call's comparison with it; two Nones for a read."""
+def find_match(run: Run, said: TaskWords, call: Call, counter: str = "") -> tuple[Mandate | None, MandateMatch | None]:
+    """Return the mandate and the call's comparison with it; two Nones for a read.
+
+    `counter`: counts equal calls.
+    """
     if call.error is not None or not call.profile.needs_mandate:
         return None, None
     mandate = mandate_of(run, said)
@@ -112,9 +116,22 @@ def find_match(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, M
         run.grant.steps if run.grant is not None else None,
         (said.turn.at if mandate is not run.entry.mandate else 0) or run.entry.started_at,
         run.engine.zone,
+        _counters_before(said, call, counter) if mandate is not None and mandate.source != "application" else (),
     )
     memory = run.engine.memory
     return mandate, match_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+
+
+def _counters_before(said: TaskWords, call: Call, counter: str) -> Sequence[str]:
+    """Return the counters of equal calls for the user's messages before the turn.
+
+    Empty if the turn orders the call anew ("again"), or if a second call changes nothing.
+    """
+    harmless = call.profile.idempotent and call.profile.effect != "pay"
+    if not counter or harmless or any(says("anew", text, Known()) for text in said.turn.texts):
+        return ()
+    kind, _, equal = counter.split(":", 2)
+    return [f"{kind}:{n}:{equal}" for n in range(max(1, said.before + 1 - TURNS_BEFORE), said.before + 1)]
 
 
 def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:

@@ -171,7 +171,8 @@ _Compared = tuple[str, tuple[str, ...], Mandate | None, MandateMatch | None]
 def _compared(run: Run, words: TaskWords, calls: Sequence[Call]) -> list[_Compared]:
     compared: list[_Compared] = []
     for call in calls:
-        compared.append((*calls_in_doubt.effect_names(words, call), *find_match(run, words, call)))
+        counter, deeds = calls_in_doubt.effect_names(words, call)
+        compared.append((counter, deeds, *find_match(run, words, call, counter)))
     return compared
 
 

@@ -45,9 +45,14 @@ class Turn(NamedTuple):
     fresh: int = 0
     at: float = 0.0
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the texts; 0 without one."""
+        return int(self.key.partition(":")[0] or 0)
+
 
 NO_TURN: Final = Turn()
-_TURNS_BEFORE: Final = 8  # turns that the newest one may go on with
+TURNS_BEFORE: Final = 8  # turns that the newest one may go on with
 
 
 @dataclass(slots=True)
@@ -55,7 +60,7 @@ class TaskWords:
     """The user's texts of one task.
 
     `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the
-    user's own texts. `recorded`: the audit log has the mandate.
+    user's own texts. `before`: number of those before `turn`. `recorded`: the audit log has the mandate.
     """
 
     digest: str
@@ -63,6 +68,7 @@ class TaskWords:
     turn: Turn
     log: Sequence[HumanText] = ()
     turns: int = 0
+    before: int = 0
     compiled: Mandate | tuple[()] | None = ()
     recorded: bool = False
 
@@ -89,8 +95,10 @@ class ThreadMemory:
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Store and return the user's words in a thread's log."""
         # Leave out texts of others, and answers, which mostly repeat a machine's text.
-        own = [stated_text(t.text) for t in snapshot.log if t.own and not _answers(t)]
-        said = TaskWords(snapshot.task.digest, UserWords(own), newest_turn(snapshot.log), snapshot.log, len(own))
+        texts, turn = [t for t in snapshot.log if t.own and not _answers(t)], newest_turn(snapshot.log)
+        before = sum(t.epoch < turn.epoch for t in texts)
+        own = UserWords([stated_text(t.text) for t in texts])
+        said = TaskWords(snapshot.task.digest, own, turn, snapshot.log, len(texts), before)
         with self._lock:
             outputs = self._thread(scope).outputs
             self.words[scope] = said
@@ -201,10 +209,9 @@ def newest_turn(log: Sequence[HumanText]) -> Turn:
 
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
     """Return the user's texts before a turn, back to the last change by others."""
-    before = int(turn.key.partition(":")[0])
-    if _replaces(log, before):
+    if _replaces(log, turn.epoch):
         return ()
-    older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
+    older = (t for t in reversed(log) if not _is_data(t) and t.epoch < turn.epoch + (not t.own))
     own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)
     return tuple(t.text for t in own)[::-1]
 
@@ -215,8 +222,8 @@ def turns_before(log: Sequence[HumanText], turn: Turn, zone: ZoneInfo | None) ->
     Only turns of one text each, on the same day: "tomorrow" means another day in older ones.
     """
     day, older = local_day(zone, turn.at), turn
-    for _ in range(_TURNS_BEFORE):
-        epoch = int(older.key.partition(":")[0])
+    for _ in range(TURNS_BEFORE):
+        epoch = older.epoch
         older = newest_turn([t for t in log if t.epoch < epoch])
         if len(older.texts) != 1 or _replaces(log, epoch) or local_day(zone, older.at) != day:
             return

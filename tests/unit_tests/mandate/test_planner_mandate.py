@@ -569,7 +569,7 @@ def test_a_read_may_use_values_of_earlier_messages() -> None:
 
 
 @pytest.mark.parametrize(("text", "tool", "confirmed"), [
-    ("Great! Set it now.", "set", False), ("Then close it", "set", True), ('Close it: "set"', "set", True), ("Close it, the set-up is bad", "set", True),
+    ("Great! Set it now.", "set", False), ("Now close it", "set", True), ('Close it: "set"', "set", True), ("Close it, the set-up is bad", "set", True),
     ("Book it", "book", True), ("Remove it", "remove", True),
 ])
 def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, confirmed: bool) -> None:
