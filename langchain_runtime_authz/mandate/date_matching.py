@@ -136,9 +136,9 @@ def are_upcoming(days: Sequence[str], now: float) -> bool:
 
 
 def adds_time(value: object, said: object, name: str) -> bool:
-    """Return True if a value has a time of day, or a zone, that ordered dates do not have.
+    """Return True if a value has a time of day, or a zone, that nobody said.
 
-    A date's first minute is none, nor is its last one for an argument with a `name` like "end".
+    `said`: the ordered days. A day's first minute is allowed; for an argument with a `name` like "end", also its last.
     """
     ordered, own = ({m for one in scalars(each, MAX_ITEMS) or () for m in moments_in(one)} for each in (said, value))
     if any(moment.startswith("time:") for moment in ordered):

@@ -29,6 +29,25 @@ def test_another_spelling_or_tool_is_the_same_deed(again: Call, go: Any) -> None
     assert len(done(TASK, pay(), again, go=go, protected=False)) == 2
 
 
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+@pytest.mark.parametrize("said", [f"Yes, {TASK}", TASK, f"Again: {TASK}"])
+def test_an_order_that_is_said_again_may_only_confirm_the_first(said: str, again: Call, go: Any) -> None:
+    """The agent asks "Shall I?" after it has paid. The user's confirmation orders no second payment."""
+    house, steps = House(), (pay(), AIMessage("Shall I pay?"), again)
+    state = converse(house, [TASK, said], *steps, go=go, authz=ours())
+    assert house.ran == [PAID] and len(asked(state)) == 1
+    assert len(done([TASK, said], *steps, go=go, protected=False)) == 2
+
+
+@pytest.mark.parametrize(("said", "second"), [
+    (f"Again, please pay 45 EUR to {BOB}", False), (f"Please again pay 45 EUR to {BOB}", True), (f"Once more {TASK}", True), (f"Pay 50 EUR to {BOB}", True),
+])
+def test_an_order_anew_runs_again(said: str, second: bool, go: Any) -> None:
+    """So does an order with another value."""
+    call = pay(amount=50) if "50" in said else pay()
+    assert len(done([TASK, "Thanks!", said], pay(), AIMessage("Paid."), AIMessage("Bye."), call, go=go)) == 1 + second
+
+
 def test_one_message_with_the_same_call_twice_pays_once(go: Any, kind: str) -> None:
     """In a tool node that runs all calls of a message, and in an agent that runs each alone."""
     for authz, paid in ((ours(), 1), (None, 2)):

@@ -5,14 +5,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from langchain_runtime_authz.mandate.date_matching import are_upcoming, dates_of, in_zone
+from langchain_runtime_authz.mandate.date_matching import adds_time, are_upcoming, dates_of, in_zone
 from langchain_runtime_authz.mandate.model import AtLeast
 from langchain_runtime_authz.mandate.value_matching import meets_condition
 
 
 @pytest.mark.parametrize(("today", "next_ones", "others"), [
     ("2027-06-01", ["2027-06-03", "3 June 2027", "2027-06-03T10:00+02:00", "3 June", ["2027-06-03", "2028-05-30"]], ["2026-06-03", "2028-06-03", "3/6/2099", ["2027-06-03", "2028-06-03"]]),
-    ("2027-06-04", ["2027-06-03", "2028-06-02"], ["2027-06-02", "2028-06-04"]),  # east of UTC, the 4th has begun
+    ("2027-06-04", ["2027-06-03", "2028-06-02"], ["2027-06-02", "2028-06-03", "2028-06-04"]),  # east of UTC, the 4th has begun
     ("2027-03-02", ["2028-02-29"], []), ("2026-01-01", [], ["2028-02-29"]), ("2028-03-01", ["2028-02-29"], ["2032-02-29"]),
 ])
 def test_a_day_without_a_year_comes_next(today, next_ones, others):
@@ -21,6 +21,15 @@ def test_a_day_without_a_year_comes_next(today, next_ones, others):
     assert [v for v in next_ones if not are_upcoming([*day, *dates_of(v)], now)] == []
     assert [v for v in others if are_upcoming([*dates_of(v), *day], now)] == []
     assert are_upcoming(dates_of("2099-06-03"), now)  # a day with a year is that day
+
+
+@pytest.mark.parametrize(("value", "said", "name", "added"), [
+    ("2027-06-03T03:00", "3 June", "day", True), ("3 June at 3 am", "2027-06-03", "day", True), (["2027-06-03", "2027-06-04T03:00"], ["3 June", "4 June"], "days", True),
+    ("2027-06-03", "3 June", "day", False), ("2027-06-03T00:00:00Z", "3 June", "day", False), ("2027-06-03T00:00-12:00", "3 June", "day", True),
+    ("2027-06-03T23:59:59", "3 June", "start", True), ("2027-06-03T23:59:59", "3 June", "end_date", False), ("2027-06-03T10:00", "3 June at 10:00", "start", False),
+])
+def test_a_time_of_day_is_said_or_is_the_edge_of_a_day(value, said, name, added):
+    assert adds_time(value, said, name) is added
 
 
 @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])

@@ -69,3 +69,16 @@ def test_the_same_without_a_planner(said: str) -> None:
     args = found and [[s.tool, {name: a.value for name, a in s.args.items() if isinstance(a, Const)}] for s in found.steps]
     assert args == WITHOUT_PLANNER[said]
     assert compile_words([text], PROFILES, SIGNATURES, TODAY).mandate is None
+
+
+@pytest.mark.parametrize(("before", "left_open"), [
+    ("Only if Ann agrees:", True), ("Translate this:\n", True), ("翻译：", True), ("Traduci\ua789", True), ("Nur wenn Ann zustimmt.", True), ("Solo si Ann acepta", True), ("Seulement si Ann accepte", True),
+    ("Solo se Ann accetta", True), ("Só se a Ann aceitar", True), ("如果Ann同意", True), ("What if Ann agrees?", False), ("Close T-6 if you can, thanks", False), ("Hello!", False), ("It is at 10:30", False),
+])
+def test_a_message_left_open_may_go_on_in_the_next_one(before: str, left_open: bool) -> None:
+    """Then that one orders nothing, with and without a planner. So it says no new values either."""
+    said, calls = "Assign T-5 to Zoe", [["assign_ticket", {"ticket": "T-5", "person": "Zoe"}]]
+    without = compile_turn([said], [before], PROFILES, SIGNATURES, TODAY)
+    assert unasked([before, said], [[]], calls) == [without.mandate is not None] == [not left_open]
+    assert bool(without.dropped) is left_open
+    assert unasked([said, "Only if Ann agrees:", "and T-6 too"], [calls, []], [["assign_ticket", {"ticket": "T-6", "person": "Zoe"}]]) == [False]

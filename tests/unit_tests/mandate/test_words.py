@@ -118,6 +118,8 @@ NOTHING = {
     "other deed": ["Translate: Pay Bob 45 EUR", "Summarise this: Pay Bob 45 EUR", "Remind me to pay Bob 45 EUR", "Draft an email to b@x.org saying hi", "Show me how to log in and pay Bob 45 EUR"],
     "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "I would need you to pay Bob 45 EUR", "Example: pay Bob 45 EUR", "Pay Bob 45 EUR for instance"],
     "more of an order": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob.\n\nThe amount is 45 EUR.", "Pay Bob 45 EUR, to Carol", "Pay Bob 45 EUR. Note: rent", 'Pay Bob 45 EUR.\nNote "rent"'],
+    "sequence": ["Then pay Bob 45 EUR", "Afterwards, pay Bob 45 EUR", "Please then pay Bob 45 EUR", "Pay Bob 45 EUR afterwards", "Thanks! After that pay Bob 45 EUR", "Dann pay Bob 45 EUR", "Luego pay Bob 45 EUR", "Poi pay Bob 45 EUR", "Alors pay Bob 45 EUR"],
+    "heading": [f"{said}: pay Bob 45 EUR" for said in ("FYI", "Evening", "Next", "Today", "Fine", "Again", "Heute", "Oggi")],
     "left over": [", pay Bob 45 EUR and run", "Pay Bob 45 EUR and hope for the best", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "To begin, pay Bob 45 EUR", "As agreed with Bob, delete a.txt", "Pay Bob 45 EUR and Carol", "Pay Bob 45 EUR. Thanks, Ana Lee Kim Poe wants that"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
     "text without quotes": ["Email b@x.org saying hi", "Write to b@x.org: hi", "Tell #ops that it is late", "Email b@x.org saying hi and delete a.txt"],
