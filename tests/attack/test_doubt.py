@@ -33,7 +33,7 @@ PROFILES = {
     "save": ToolProfile(effect="write", sink="internal"),
     "notify": ToolProfile(effect="send", sink="external", critical={"channel": "channel"}),
 }
-ORDER, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
+ORDER, AGAIN = "Pay 45 EUR to DE21", "Please again pay 45 EUR to DE21"
 APPROVE = Command(resume={"decisions": [{"type": "approve"}]})
 rule = params([True, False], ids=["asks", "twin"])
 
@@ -483,9 +483,9 @@ def test_a_cached_message_is_another_one(world: World, rule: bool) -> None:
     """A webhook repeats its input, and a cache repeats the model's message with its id. The bank had booked, and failed."""
     world.saver, world.message, world.dies = None, "m1", RuntimeError("500")
     with contextlib.suppress(RuntimeError):
-        world.order("t", ORDER)
+        world.order("t", AGAIN)
     world.dies = None
-    world.order("t", ORDER)
+    world.order("t", AGAIN)
     assert world.booked == (1 if rule else 2)
 
 

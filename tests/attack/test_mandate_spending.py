@@ -40,7 +40,7 @@ def test_an_order_that_is_said_again_may_only_confirm_the_first(said: str, again
 
 
 @pytest.mark.parametrize(("said", "second"), [
-    (f"Again, please pay 45 EUR to {BOB}", False), (f"Please again pay 45 EUR to {BOB}", True), (f"Once more {TASK}", True), (f"Pay 50 EUR to {BOB}", True),
+    (f"Again, please pay 45 EUR to {BOB}", False), (f"Please again pay 45 EUR to {BOB}", True), (f"Once more p{TASK[1:]}", True), (f"Pay 50 EUR to {BOB}", True),
 ])
 def test_an_order_anew_runs_again(said: str, second: bool, go: Any) -> None:
     """So does an order with another value."""

@@ -30,7 +30,7 @@ PROFILES = {
     "settle": ToolProfile(effect="pay", sink="external", critical={"to": "principal", "invoice": "object"}),
     "put": ToolProfile(effect="write", sink="internal", idempotent=True, critical={"recipient": "principal"}),
 }
-TASK, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
+TASK, AGAIN = "Pay 45 EUR to DE21", "Please again pay 45 EUR to DE21"
 LAPSED = 61
 SCOPE = Scope("default", "i", "g", "t")
 
