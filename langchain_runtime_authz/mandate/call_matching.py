@@ -30,6 +30,7 @@ MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can sh
 UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
 MANDATE: Final = "mandate:"  # prefix of all counters
+_REPEATED: Final = 'a word like "again"; the same was let run for an earlier message'
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
 _TEXT: Final = Text()
 _Rows = dict[str, frozenset[str]]  # id of a read step → keys of its records
@@ -42,9 +43,6 @@ class Deviation(NamedTuple):
     argument: str
     code: str
     expected: str  # tells an approver what was ordered
-
-
-_REPEATED: Final = Deviation("", "spent", 'a word like "again"; the same was let run for an earlier message')
 
 
 class Spend(NamedTuple):
@@ -136,7 +134,6 @@ class MandateMatch:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
     `awaited`: counters of awaited steps. Of the message's earlier calls, only those that may not run add to them.
-    `earlier`: counters of equal calls for earlier messages. After one of them, the call must ask.
     """
 
     __slots__ = ("_earlier", "_limit", "_matches", "_otherwise", "awaited", "counters")
@@ -147,12 +144,11 @@ class MandateMatch:
         matches: Sequence[_StepMatch] = (),
         limit: Spend | None = None,
         awaited: Collection[str] = (),
-        earlier: Collection[str] = (),
+        earlier: Collection[str] = (),  # counters of equal calls for earlier messages; after one, the call asks
     ) -> None:
-        self._otherwise, self._matches, self._limit, self.awaited = otherwise, matches, limit, awaited
-        self._earlier, counters = earlier, dict.fromkeys(earlier, 0)
-        if limit is not None:
-            counters[limit.counter] = limit.by
+        self._otherwise, self._matches, self._limit = otherwise, matches, limit
+        self.awaited, self._earlier = awaited, earlier
+        counters = dict.fromkeys(earlier, 0) | ({} if limit is None else {limit.counter: limit.by})
         for ready, _, rows, wait in matches:
             if wait is not None:
                 counters = {wait.taken: 0, wait.awaited: 0, **counters}
@@ -179,7 +175,7 @@ class MandateMatch:
             if best is None or _distance(found) < _distance(best):
                 best = found
         if best is not None and best.standing == "covered" and any(map(counts.get, self._earlier)):
-            best = best._replace(standing="deviates", deviations=(_REPEATED,))
+            best = best._replace(standing="deviates", deviations=(Deviation("", "spent", _REPEATED),))
         return best or self._otherwise._replace(spends=spends)
 
 
