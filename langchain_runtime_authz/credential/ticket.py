@@ -71,7 +71,7 @@ class Minting:
         self.over: Future[None] = Future()
         self.since = time.monotonic()
         self.key: ProofKey | None = None
-        self._loop = _running_loop()
+        self._loop = running_loop()
         if dpop:
             from langchain_runtime_authz.credential.dpop_proof import ProofKey
 
@@ -83,7 +83,7 @@ class Minting:
 
     def wait(self) -> None:
         """Wait for the token; on the event loop that mints it, raise `CredentialError`."""
-        if self._loop is not None and self._loop is _running_loop():
+        if self._loop is not None and self._loop is running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()
 
@@ -93,7 +93,8 @@ class Minting:
         await asyncio.shield(asyncio.wrap_future(self.over))
 
 
-def _running_loop() -> object:
+def running_loop() -> object:
+    """Return this thread's running event loop, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

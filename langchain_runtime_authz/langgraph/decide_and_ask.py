@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
+from langchain_runtime_authz.credential.ticket import running_loop
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
@@ -25,7 +26,8 @@ from langchain_runtime_authz.langgraph import interrupts
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.call_messages import parses_alike, stored_result
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, PendingCall
-from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Snapshot
+from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -40,10 +42,21 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 _SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: interrupts.interrupt_for(value))
-_Wait: Final = Effect(lambda _: time.sleep(PAUSE), lambda _: asyncio.sleep(PAUSE))
-PATIENCE: Final = 5.0  # seconds that a new question waits for other calls of its graph task
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
 AskAgain: Final = Effect(lambda _, value: interrupts.interrupt_for(value, approval_questions.approval_ids(value)))
+
+PATIENCE: Final = 30.0  # seconds that a call waits while another call of its graph task asks
+
+
+def _wait(_: object) -> bool:
+    """Wait. Return False if that would block an event loop, and the call that asks."""
+    if running_loop() is not None:
+        return False
+    time.sleep(PAUSE)
+    return True
+
+
+_Wait: Final = Effect(_wait, lambda _: asyncio.sleep(PAUSE, True))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -194,7 +207,7 @@ class _Asking:
         try:
             if self.pauses and self.may_ask is None:
                 return (yield from self._ask_in_turn(calls, decided, counted=counted))
-            return (yield from self._ask(calls, decided, counted=counted)) or []
+            return (yield from self._ask(calls, decided, counted=counted))
         except GraphBubbleUp:
             raise
         except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
@@ -205,37 +218,27 @@ class _Asking:
     ) -> Flow[list[DecidedCall]]:
         """Ask when no other call of the graph task asks, and raise an open question again."""
         mine, until = self._execution, time.monotonic() + PATIENCE
-        while True:
-            in_time = time.monotonic() < until
-            if mine.turn.acquire(blocking=False):  # calls in threads and coroutines cannot wait for each other's lock
-                try:
-                    if mine.question is not None:
-                        raise mine.question
-                    done = yield from self._ask(calls, decided, counted=counted, waits=in_time)
-                except GraphInterrupt as exc:
-                    mine.question = exc
-                    raise
-                finally:
-                    mine.turn.release()
-                if done is not None:
-                    return done
-            elif not in_time:
-                raise TimeoutError
-            yield (_Wait,)
+        while not mine.turn.acquire(blocking=False):  # threads and coroutines cannot wait for each other's lock
+            if time.monotonic() > until or not (yield (_Wait,)):
+                return [_denied(j, Code.APPROVAL_UNAVAILABLE) if _must_ask(j) else j for j in decided]
+        try:
+            if mine.question is not None:
+                raise mine.question
+            return (yield from self._ask(calls, decided, counted=counted))
+        except GraphInterrupt as exc:
+            mine.question = exc
+            raise
+        finally:
+            mine.turn.release()
 
-    def _ask(
-        self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool, waits: bool = False
-    ) -> Flow[list[DecidedCall] | None]:
-        """Ask. Return None if a new question `waits` for another one's answer to be used."""
+    def _ask(self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool) -> Flow[list[DecidedCall]]:
         rounds, withdrawn = yield from self._repeat(decided)
         if rounds:
             decided = yield from decide_calls(self.run, calls)
         asking = [j for j in decided if _must_ask(j)]
         refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
         fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
-        late = self.pauses and bool(fresh) and self._belongs_to_another()
-        if late and waits:
-            return None
+        late = self.pauses and bool(fresh) and (yield from self._belongs_to_another())
         if fresh and self.pauses and self.may_ask is not None and (late or not self.may_ask()):
             raise GraphInterrupt(())
         if fresh and (self.here or self.pauses) and not late:
@@ -256,7 +259,7 @@ class _Asking:
         if self.may_ask is not None:  # the node's code may ask in between, so a spent approval is not a round
             asked = [(j, a) for j, a in asked if a.state != "spent" or not j.needs_approval]
         if (asked or any(j.needs_approval for j in decided)) and self._keyed:
-            private.drop_plain_answer(self.config)
+            private.take_plain_answer(self.config)
         rounds = max((a.round for _, a in asked), default=-1) + 1
         heard, withdrawn = self._execution.answered, self._execution.withdrawn
         for number in range(max((a.round + 1 for _, a in asked if a.id in heard), default=0), rounds):
@@ -274,14 +277,13 @@ class _Asking:
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
-    def _belongs_to_another(self) -> bool:
+    def _belongs_to_another(self) -> Flow[bool]:
         """Return True if a new question would receive the answer to another question."""
-        if not self._keyed and private.unused_answer(self.config) is not None:
-            return True
+        plain = not self._keyed and private.unused_answer(self.config) is not None
+        if self.may_ask is None:  # a new question comes after all answers
+            return plain and (yield from self._asked_next()) is None
         answers = self._pad.resume if self._pad is not None else []
-        if self._numbers is not None:  # below a tool, a new question comes after all answers
-            return self.may_ask is not None and any(n not in self._numbers for n in range(len(answers)))
-        return any(answer != _SKIPPED for answer in answers[private.next_number(self.config) :])
+        return plain or any(n not in (self._numbers or ()) for n in range(len(answers)))
 
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""
@@ -299,18 +301,35 @@ class _Asking:
             yield from _resolve(run, shown, answer)
         return True
 
+    def _asked_next(self) -> Flow[str | None]:
+        """Return the approval whose question has the next answer number, or None."""
+        mark = f"{OF_TASK}{private.interrupt_id(self.config)}"
+        snapshot: Snapshot = yield Load(self.run.scope, Query(marks=(mark,)))
+        return snapshot.marks.get(mark)
+
     def _pass_others(self, own: str = "") -> Flow[None]:
         """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
         # An answer by interrupt id to one question must not count for another one.
         run = self.run
         while self._pad is not None and not self.here:
-            mark = f"{OF_TASK}{private.interrupt_id(self.config)}"
-            if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
+            if (held := (yield from self._asked_next())) in (None, own):
                 if own and held is None:
-                    yield Commit(run.scope, run.guard, [SetMark(mark, own)])
+                    mark = SetMark(f"{OF_TASK}{private.interrupt_id(self.config)}", own)
+                    yield Commit(run.scope, run.guard, [mark])
                 return
+            if not self._keyed and self.may_ask is None and private.unused_answer(self.config) is not None:
+                self._pad.resume.append(private.take_plain_answer(self.config))  # for the question that was shown
+                continue
             self._pad.resume.append(dict(_SKIPPED))
             interrupts.keep_numbers(self.config, [len(self._pad.resume) - 1])
+
+    def _renumber(self, asked: Sequence[tuple[DecidedCall, Approval]]) -> Flow[str]:
+        """Give a question the next free answer number. Return its interrupt id."""
+        yield from self._pass_others()
+        again = [replace(a, interrupt_id=private.interrupt_id(self.config)) for _, a in asked]
+        mark = SetMark(f"{OF_TASK}{again[0].interrupt_id}", again[0].id)
+        yield Commit(self.run.scope, self.run.guard, [*map(AskApproval, again), mark])
+        return again[0].interrupt_id
 
     def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
         """Return the answer to a question, or pause. Skip answers to earlier questions."""
@@ -324,13 +343,16 @@ class _Asking:
                 if interrupts.is_marked_for(given, ids, plain=plain):
                     interrupts.keep_numbers(config, [number])
                     return given
-                if settled and self._numbers is not None:
+                if settled:
                     return None
                 pause = AskAgain  # another question has its number
+                own = own if self._numbers is not None else (yield from self._renumber(asked))
             yield from self._pass_others(ids[0])
             if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
                 self._pad.resume.append({interrupts.OURS: ids})  # it was answered outside the graph
                 continue
+            if self.may_ask is None and self.pauses:
+                private.keep_answers(config, passed=self._numbers is None)
             answer = yield pause(question)
             if pause is AskAgain or not own or self._pad is None:
                 return answer

@@ -265,7 +265,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         if self.graph is None:
             inputs.keyed_answers(config, answers)
             return config
-        private.drop_plain_answer(config := private.with_answers(config, answers))
+        private.take_plain_answer(config := private.with_answers(config, answers))
         return config
 
     def _texts(self, update: Any, head: CheckpointHead | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:

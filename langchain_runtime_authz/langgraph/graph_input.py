@@ -223,7 +223,7 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
     pad = private.scratchpad_of(config)
     given = pad.get_null_resume(False) if pad is not None else None
     if given is not None and not any(h.value is given for h in resume_handlers(config)):
-        private.drop_plain_answer(config)
+        private.take_plain_answer(config)
 
 
 def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[dict[str, object] | None]:
@@ -263,7 +263,7 @@ def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> N
     if private.unused_answer(config) is not None:
         mine = private.interrupt_id(config) in answers
         if mine or any(isinstance(a, Mapping) and OURS in a for a in answers.values()):
-            private.drop_plain_answer(config)  # the ledger has an answer to an approval question
+            private.take_plain_answer(config)  # the ledger has an answer to an approval question
         pad.resume.extend([None] * mine)
     for number in range(len(pad.resume)):
         pad.resume[number] = answers.get(private.interrupt_id(config, number), pad.resume[number])

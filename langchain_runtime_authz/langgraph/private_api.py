@@ -284,10 +284,18 @@ def thread_of(config: Mapping[str, Any]) -> Any:
     return _given(config).get("thread_id")
 
 
-def drop_plain_answer(config: Mapping[str, Any]) -> None:
-    """Drop a resume value without ids, which LangGraph would give to any question."""
-    if (scratchpad := scratchpad_of(config)) is not None:
-        scratchpad.get_null_resume(True)
+def take_plain_answer(config: Mapping[str, Any]) -> object:
+    """Return a resume value without ids, which LangGraph would give to any question."""
+    return pad.get_null_resume(True) if (pad := scratchpad_of(config)) is not None else None
+
+
+def keep_answers(config: Mapping[str, Any], *, passed: bool) -> None:
+    """Store a task's answers. `passed`: the next interrupt gets none of them."""
+    pad = scratchpad_of(config)
+    while passed and next_number(config) < len(pad.resume):
+        pad.interrupt_counter()
+    if pad.resume:
+        store_answers(config, [*pad.resume])
 
 
 def store_answers(config: Mapping[str, Any], answers: list[Any]) -> None:

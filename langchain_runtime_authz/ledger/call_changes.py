@@ -317,7 +317,7 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question, unless the same LangGraph task already asks about this call."""
+    """Open a question, unless the same interrupt of a LangGraph task already asks it."""
 
     approval: Approval
 
@@ -327,8 +327,8 @@ class AskApproval(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         asked = t.approvals.get(self.approval.call_key)
         one = self.approval
-        same = ("asked", one.args_digest, one.task_id)
-        if asked is None or (asked.state, asked.args_digest, asked.task_id) != same:
+        same = ("asked", one.args_digest, one.task_id, one.interrupt_id)
+        if asked is None or (asked.state, asked.args_digest, asked.task_id, asked.interrupt_id) != same:
             t.approvals[self.approval.call_key] = self.approval
 
 

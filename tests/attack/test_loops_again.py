@@ -528,11 +528,8 @@ def test_code_that_asks_several_times_hears_each_answer(inner: Any, own: bool, b
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize("asks", ["question", "own"])
 @pytest.mark.parametrize("inner", [one_node, in_task])
-def test_an_answer_is_not_for_the_call_that_a_model_makes_instead(
-    inner: Any, asks: str, by_id: bool, send: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_not_for_the_call_that_a_model_makes_instead(inner: Any, asks: str, by_id: bool, send: str) -> None:
     """The model names another payee when its node or task runs again. `own`: the code's question was answered."""
-    monkeypatch.setattr("langchain_runtime_authz.langgraph.decide_and_ask.PATIENCE", 0.05)
     ran: list[Any] = []
     names = ["ann"] + ["eve"] * 9
 

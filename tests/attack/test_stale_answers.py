@@ -486,10 +486,9 @@ def test_an_answer_to_a_tools_own_question_approves_no_later_one_of_its_task(
 @pytest.mark.parametrize("kind", ["tool", "block"])
 @pytest.mark.parametrize("other", ["at the answer", "after it"])
 def test_in_a_graph_that_nobody_protects_an_answer_is_for_the_call_that_was_shown(
-    protected: bool, kind: str, how: str, other: str, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+    protected: bool, kind: str, how: str, other: str, ran: list[Any]
 ) -> None:
     """The node pays somebody else when it runs again. The twin asks by itself, and one answer pays both."""
-    monkeypatch.setattr("langchain_runtime_authz.langgraph.decide_and_ask.PATIENCE", 0.05)
     authz, payees, failing = authz_with(asking("pay")), ["ann"], [True]
     pay: Any = authz.guard(pay_tool(ran))
 
@@ -511,7 +510,7 @@ def test_in_a_graph_that_nobody_protects_an_answer_is_for_the_call_that_was_show
     go = sync if how == "sync" else in_loop
     assert go(graph, human(), run.config(THREAD))["__interrupt__"]
     payees[:] = ["bob"] if other == "at the answer" else payees
-    with pytest.raises((AuthzDenied, ConnectionError)):
+    with contextlib.suppress(ConnectionError):
         go(graph, Command(resume=YES), run.config(THREAD))
     payees[:] = ["bob"]
     failing.clear()

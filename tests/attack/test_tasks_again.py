@@ -187,7 +187,7 @@ def test_a_tool_node_in_a_task_asks_about_each_call(by: str, fails: int, how: st
     authz, graph = governed(protected, graph, asking("pay"))
     state, shown = run_as(authz, graph, human(), THREAD, how=how), list[str]()
     while asked := graph.get_state(THREAD).interrupts:
-        assert len(asked) == 1 and sorted(to for to, *_ in ran) == sorted(shown)
+        assert len(asked) == 1 and {to for to, *_ in ran} <= set(shown)
         shown += [one["args"]["recipient"] for one in asked[0].value["action_requests"]]
         state = run_as(authz, graph, resume(APPROVE), THREAD, how=how)
     assert state == [["paid"] * 3] and sorted(shown) == (names if protected else [])
