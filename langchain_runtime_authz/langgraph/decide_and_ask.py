@@ -77,19 +77,20 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
 
 def decide_together(
     run: Run, calls: Sequence[Call], config: Mapping[str, Any], *,
-    entry: Entry = None, may_ask: Callable[[], bool] | None = None, again: bool = False,
+    entry: Entry = None, may_ask: Callable[[], bool] | None = None, gate: bool = False, again: bool = False,
 ) -> Flow[list[PendingCall]]:  # fmt: skip
     """Decide the calls of one graph task, and ask all their questions before one runs.
 
     `may_ask`, for a hand-written node's calls, returns True if they may ask now. If they may not, or if LangGraph holds an
-    answer that no question has used, the graph task pauses without a question.
+    answer that no question has used, the graph task pauses without a question. `gate`: the calls are a tool node's, and
+    code asks no question before theirs.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
         if may_ask is not None and one.row is not None:
             interrupts.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
-            decided = yield from _Asking(run, config, may_ask).ask(calls, decided)
+            decided = yield from _Asking(run, config, may_ask, gate=gate).ask(calls, decided)
             break
     waiting: list[PendingCall] = []
     for place, one in enumerate(decided):
@@ -102,7 +103,7 @@ def decide_together(
                 if verdict is None and not again:  # the call asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
-                    return (yield from decide_together(run, calls, config, may_ask=may_ask, again=True))
+                    return (yield from decide_together(run, calls, config, may_ask=may_ask, gate=gate, again=True))
                 verdict = verdict or (yield from deny_call(run, anew))
         answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
@@ -135,7 +136,7 @@ def decide_one_of(
 
     The first graph task with a question raises one interrupt about all calls; the others pause without a question.
     """
-    mine, asking = decided[position], _Asking(run, config)
+    mine, asking = decided[position], _Asking(run, config, gate=True)
     if _for_review(mine):
         return PendingCall(run, mine.call, None)
     askable = [i for i, j in enumerate(decided) if _askable(j)]
@@ -178,10 +179,12 @@ class _Execution:
 
 
 class _Asking:
-    """Asks an approver about calls of a graph task. `may_ask`: see `decide_together`."""
+    """Asks an approver about calls of a graph task, like `decide_together`."""
 
-    def __init__(self, run: Run, config: Mapping[str, Any], may_ask: Callable[[], bool] | None = None) -> None:
-        self.run, self.config, self.may_ask = run, config, may_ask
+    def __init__(
+        self, run: Run, config: Mapping[str, Any], may_ask: Callable[[], bool] | None = None, *, gate: bool = False
+    ) -> None:
+        self.run, self.config, self.may_ask, self.gate = run, config, may_ask, gate
         self.task = private.task_id(config)
         self.here = run.engine.on_ask is not None  # `on_ask` answers at once
         self.pauses = not self.here and bool(private.checkpointer_of(config))
@@ -280,10 +283,12 @@ class _Asking:
     def _belongs_to_another(self) -> Flow[bool]:
         """Return True if a new question would receive the answer to another question."""
         plain = not self._keyed and private.unused_answer(self.config) is not None
-        if self.may_ask is None:  # a new question comes after all answers
+        if self.may_ask is None and not self.gate:  # a new question comes after all answers
             return plain and (yield from self._asked_next()) is None
         answers = self._pad.resume if self._pad is not None else []
-        return plain or any(n not in (self._numbers or ()) for n in range(len(answers)))
+        if self._numbers is None:
+            return plain or any(answer != _SKIPPED for answer in answers[private.next_number(self.config) :])
+        return plain or (self.may_ask is not None and any(n not in self._numbers for n in range(len(answers))))
 
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""
@@ -317,7 +322,7 @@ class _Asking:
                     mark = SetMark(f"{OF_TASK}{private.interrupt_id(self.config)}", own)
                     yield Commit(run.scope, run.guard, [mark])
                 return
-            if not self._keyed and self.may_ask is None and private.unused_answer(self.config) is not None:
+            if not (self._keyed or self.gate or self.may_ask) and private.unused_answer(self.config) is not None:
                 self._pad.resume.append(private.take_plain_answer(self.config))  # for the question that was shown
                 continue
             self._pad.resume.append(dict(_SKIPPED))
@@ -352,7 +357,8 @@ class _Asking:
                 self._pad.resume.append({interrupts.OURS: ids})  # it was answered outside the graph
                 continue
             if self.may_ask is None and self.pauses:
-                private.keep_answers(config, passed=self._numbers is None)
+                passed = self._numbers is None and (not self.gate or pause is AskAgain)
+                private.keep_answers(config, passed=passed)
             answer = yield pause(question)
             if pause is AskAgain or not own or self._pad is None:
                 return answer

@@ -35,6 +35,7 @@ from langchain_runtime_authz.pep.run import Effect, Flow, Run
 
 _SEVERAL: Final = 2  # from this number of calls on
 PATIENCE: Final = 5.0  # seconds that a call waits for earlier ones to begin; the node may never run them
+_decide_together: Final = partial(decide_and_ask.decide_together, gate=True)
 _Batch = tuple[Locks, list[DecidedCall]]  # for calls of one message in separate tasks; the first task fills the list
 
 
@@ -67,12 +68,12 @@ class MessageCalls:
         """Decide this graph task's calls in order. Ask all questions before one runs."""
         if not self.together:
             return self._decide_mine(run)
-        decide = self._decide_wrapped if self._wrapped else decide_and_ask.decide_together
+        decide = self._decide_wrapped if self._wrapped else _decide_together
         return decide(run, self.describe(), self.config, entry=self._entry)
 
     def _decide_wrapped(self, run: Run, calls: Sequence[Call], config: Any, *, entry: Entry) -> Flow[list[PendingCall]]:
         known = [call for call in calls if call.error is not Code.UNKNOWN_TOOL]
-        decided = iter((yield from decide_and_ask.decide_together(run, known, config, entry=entry)))
+        decided = iter((yield from _decide_together(run, known, config, entry=entry)))
         return [_brought(run, call) if call.error is Code.UNKNOWN_TOOL else next(decided) for call in calls]
 
     def _decide_mine(self, run: Run) -> Flow[list[PendingCall]]:
@@ -217,7 +218,7 @@ class CallQueue:
                 own = {**call, "name": one.call.tool, "args": one.call.raw} if edited else call
                 output = _note_edit(one, (yield (RunCode, code, own, *more)))
                 if one.call.error is Code.UNKNOWN_TOOL and one.for_review and one.take():  # no wrapper brought the tool
-                    yield from decide_and_ask.decide_together(one.run, [one.call], self._config)
+                    yield from _decide_together(one.run, [one.call], self._config)
         except BaseException as exc:
             if current_scope.get() is one:  # else it is closed in another context
                 current_scope.set(before)

@@ -1,11 +1,13 @@
 """What a human answers is what happens: approved once, edited as edited, rejected never."""
 
+import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
 from langchain.agents import create_agent
 from langchain_core.runnables import RunnableLambda
+from langgraph.errors import GraphInterrupt
 from langgraph.func import entrypoint, task
 
 from langchain_runtime_authz import AuthzMiddleware
@@ -198,6 +200,39 @@ def test_of_calls_that_code_makes_at_once_none_runs_before_it_was_shown(
 
     asyncio.run(play())
     assert sorted(ran) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
+@pytest.mark.parametrize("where", ["node", "task", "protected node", "protected task"])
+def test_a_question_that_nobody_saw_takes_no_answer(where: str, by_id: bool, ran: list[Any]) -> None:
+    """An error hides the question about `eve`. Then `ann` is asked about and approved, which pays nobody else."""
+    authz, executions = authz_with(asking("pay")), itertools.count()
+    pay = authz.effect("pay")(lambda recipient, amount: ran.append(recipient))
+
+    def work(_: Any) -> dict[str, Any]:
+        if next(executions) == 0:
+            with contextlib.suppress(GraphInterrupt):
+                pay("eve", 1)
+            raise ConnectionError
+        pay("ann", 1)
+        pay("eve", 1)
+        return {}
+
+    one = task(work)
+    graph: Any = node_graph(work, checkpointer=InMemorySaver())
+    if where.endswith("task"):
+        graph = entrypoint(checkpointer=InMemorySaver())(lambda state: one(state).result())
+    graph = authz.protect(graph) if where.startswith("protected") else graph
+    given, shown = None, list[str]()
+    with authz.run(subject="alice"):
+        with contextlib.suppress(ConnectionError):
+            graph.invoke(human(), THREAD)
+        while asked := graph.invoke(given, THREAD).get("__interrupt__"):
+            assert ran == shown
+            shown += [one["args"]["recipient"] for one in asked[0].value["action_requests"]]
+            answer = {"decisions": [APPROVE]}
+            given = Command(resume={asked[0].id: answer} if by_id else answer)
+    assert ran == shown == ["ann", "eve"]
 
 
 @pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
