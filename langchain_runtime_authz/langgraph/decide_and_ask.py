@@ -293,6 +293,10 @@ class _Asking:
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
         """Ask a new question about calls. Return False if the limit is reached."""
         run, config = self.run, self.config
+        answers = self._pad.resume if self._pad is not None else []
+        own = self.pauses and not self.gate and self._numbers is None
+        if own and private.next_number(config) > len(answers):
+            raise GraphInterrupt(())  # the code has an open question of its own, which has the next number
         yield from record_asking_calls(run, fresh)
         yield from approval_questions.notify_changed(run, fresh, self.task)
         yield from self._pass_others()

@@ -97,7 +97,9 @@ def keep_numbers(config: Mapping[str, Any], answered: Iterable[int], use: Use = 
     pad, numbers = private.scratchpad_of(config), numbers_of(config)
     for number in [n for n in answered if pad is not None and n < len(pad.resume)]:
         if numbers is None:  # LangGraph's own counter only counts up
-            private.store_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
+            if private.next_number(config) < len(pad.resume):
+                pad.interrupt_counter()
+            private.store_answers(config, pad.resume[: max(number + 1, private.next_number(config))])
         elif use is Use.GIVEN or numbers.is_free(number):
             numbers[number] = use
             private.store_answers(config, pad.resume[: number + 1])

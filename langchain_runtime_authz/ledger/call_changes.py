@@ -317,7 +317,10 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question, unless the same interrupt of a LangGraph task already asks it."""
+    """Open a question, unless the same LangGraph task already asks about this call.
+
+    A question that is open and has the same id gets the interrupt id of `approval`.
+    """
 
     approval: Approval
 
@@ -327,9 +330,12 @@ class AskApproval(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         asked = t.approvals.get(self.approval.call_key)
         one = self.approval
-        same = ("asked", one.args_digest, one.task_id, one.interrupt_id)
-        if asked is None or (asked.state, asked.args_digest, asked.task_id, asked.interrupt_id) != same:
-            t.approvals[self.approval.call_key] = self.approval
+        same = ("asked", one.args_digest, one.task_id)
+        if asked is not None and one.id and asked.id == one.id:
+            if asked.state == "asked":
+                t.approvals[one.call_key] = replace(asked, interrupt_id=one.interrupt_id)
+        elif asked is None or (asked.state, asked.args_digest, asked.task_id) != same:
+            t.approvals[one.call_key] = one
 
 
 @dataclass(slots=True)

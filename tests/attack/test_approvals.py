@@ -235,6 +235,41 @@ def test_a_question_that_nobody_saw_takes_no_answer(where: str, by_id: bool, ran
     assert ran == shown == ["ann", "eve"]
 
 
+@pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
+@pytest.mark.parametrize("protected", [True, False])
+def test_the_answer_to_the_codes_own_question_approves_no_call_beside_it(protected: bool, by_id: bool, ran: list[Any]) -> None:
+    """The node asks itself while its call asks. Its answer reads like an approval, and the call's question comes too."""
+    authz, shown = authz_with(asking("pay")), list[Any]()
+    pay = authz.effect("pay")(lambda recipient, amount: ran.append(recipient))
+
+    async def own() -> None:
+        interrupt("Publish?")
+
+    async def call_it() -> None:
+        pay("eve", 1)
+
+    async def step(_: Any) -> dict[str, Any]:
+        for found in await asyncio.gather(own(), call_it(), return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
+        return {}
+
+    graph = node_graph(step, checkpointer=InMemorySaver())
+    graph, given = authz.protect(graph) if protected else graph, human()
+
+    async def play() -> None:
+        nonlocal given
+        async with authz.run(subject="alice"):
+            while asked := (await graph.ainvoke(given, THREAD)).get("__interrupt__"):
+                assert not ran or shown != ["Publish?"]
+                shown.append(asked[0].value)
+                answer = {"decisions": [APPROVE]}
+                given = Command(resume={asked[0].id: answer} if by_id else answer)
+
+    asyncio.run(play())
+    assert ran == ["eve"] and len(shown) == 2 and "Publish?" in shown
+
+
 @pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
 @pytest.mark.parametrize("place", ["root", "node", "call", "alone"])
 def test_the_answer_to_a_tools_own_question_pays_for_no_other_tool(place: str, enforced: bool, go: str, ran: list[Any]) -> None:

@@ -390,6 +390,11 @@ class LedgerRules(LedgerHarness):
         assert self.approval("k") == asked
         self.do(AskApproval(replace(asked, args_digest=OTHER_DIGEST)))
         assert self.approval("k") == replace(asked, args_digest=OTHER_DIGEST)
+        named = replace(asked, call_key="named", id="q-1")
+        self.do(AskApproval(named), AskApproval(replace(named, interrupt_id="i-2", round=9)))
+        assert self.approval("named") == replace(named, interrupt_id="i-2")
+        self.do(_answer("named", "rejected"), AskApproval(named))
+        assert self.approval("named").state == "rejected"
         self.refuse(Code.APPROVAL_VOID, _answer("never"))
         for first in ("approved", "rejected", "malformed"):
             self.do(_ask(first))
