@@ -108,6 +108,14 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return this thread's running event loop, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
     """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from langchain_runtime_authz._flow import Flow, Perform, both
+from langchain_runtime_authz._flow import Flow, Perform, both, running_loop
 from langchain_runtime_authz.credential.token import ISSUED_AT, MARGIN, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 from langchain_runtime_authz.evaluation import Obligation
@@ -91,14 +91,6 @@ class Minting:
         """Wait for the token without blocking the event loop."""
         # Shielded: a cancelled caller must not cancel the minting for others.
         await asyncio.shield(asyncio.wrap_future(self.over))
-
-
-def running_loop() -> object:
-    """Return this thread's running event loop, or None."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 class Refusals(Protocol):

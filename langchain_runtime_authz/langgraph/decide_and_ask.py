@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from langchain_runtime_authz.credential.ticket import running_loop
+from langchain_runtime_authz._flow import running_loop
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK

@@ -11,7 +11,6 @@ A policy cannot call Python: a second Wasm module provides the functions that it
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import ctypes
 import json
@@ -31,6 +30,7 @@ from typing import Any, Final, NamedTuple
 import wasmtime
 from wasmtime import _ffi
 
+from langchain_runtime_authz._flow import running_loop
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.pdp.base import PolicyFailed
@@ -249,11 +249,7 @@ class Program:
         return text[len(_BEGIN) : -len(_END)]
 
     def _waited(self) -> SimpleQueue[None] | None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
+        if running_loop() is not None:
             return None
         places = self._places
         places.get()

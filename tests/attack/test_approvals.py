@@ -237,7 +237,7 @@ def test_a_question_that_nobody_saw_takes_no_answer(where: str, by_id: bool, ran
 
 @pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
 @pytest.mark.parametrize("protected", [True, False])
-def test_the_answer_to_the_codes_own_question_approves_no_call_beside_it(protected: bool, by_id: bool, ran: list[Any]) -> None:
+def test_the_answer_to_an_own_question_of_the_code_approves_no_call(protected: bool, by_id: bool, ran: list[Any]) -> None:
     """The node asks itself while its call asks. Its answer reads like an approval, and the call's question comes too."""
     authz, shown = authz_with(asking("pay")), list[Any]()
     pay = authz.effect("pay")(lambda recipient, amount: ran.append(recipient))

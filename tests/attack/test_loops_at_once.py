@@ -363,7 +363,7 @@ def flaky(tried: list[str]) -> Any:
 
 
 def trying(save: Any) -> Any:
-    """A node that calls the tool again, whatever it raises."""
+    """A node that calls the tool again, even if it raises."""
 
     def tools(state: MessagesState) -> Any:
         (planned,) = state["messages"][-1].tool_calls
