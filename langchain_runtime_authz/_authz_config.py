@@ -122,7 +122,7 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
 def compare_withdrawn(
     ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
 ) -> None:
-    """Withdraw the ring's compromised keys. Raise if its others are withdrawn."""
+    """Withdraw the compromised keys. Raise if a ring publishes a withdrawn one."""
     gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
     for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
         revoked = ledger.load(scope(kid), Query()).revoked

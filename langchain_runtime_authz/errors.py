@@ -273,7 +273,7 @@ class MappingError(AuthzError):
 
 
 class PDPError(AuthzError):
-    """The PDP gave no usable answer, so the step is denied with this code."""
+    """The PDP gave no usable answer, so the step is denied with this error's `code`."""
 
 
 class CredentialError(AuthzError):

@@ -363,7 +363,7 @@ class Decision:
         failure: `mapping` (the step cannot be put into a request), `pdp` (the engine gave no usable answer) or
             `enforcement` (this package refused the step). None if the policy decided.
         ttl: seconds for which a run may reuse a permit of `node/enter` or `model/call` in the same epoch and policy
-            revision. With 0, only permits of tool nodes and models are reused.
+            revision. With None, only permits of tool nodes and models are reused, and these for as long as the run.
         pdp_decision_id: the PDP's own id of this decision, if it gave one, to find the entry in the PDP's log.
     """
 
@@ -373,7 +373,7 @@ class Decision:
     decision_id: str = field(default_factory=lambda: os.urandom(16).hex())
     policy_revision: str = ""
     failure: Failure | None = None
-    ttl: int = 0
+    ttl: int | None = None
     pdp_decision_id: str = ""
 
     @property

@@ -109,7 +109,7 @@ class Baseline(BaseModel):
         return found
 
     def write(self, path: str | Path) -> None:
-        """Write the file that `read` reads."""
+        """Write the accepted rows as JSON."""
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:

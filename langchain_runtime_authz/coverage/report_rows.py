@@ -195,7 +195,7 @@ class _Look:
             ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
             listed = any(getattr(o, "_run_opener", None) is self.protection.run_opener for o in ours)
             hooked = bool(gated) and self.hooked  # the backstop needs an enforcement point around the call
-            layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
+            layers = (*gated, *(("middleware",) if listed else ()), *(("callback backstop",) if hooked else ()))
             yield Part("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from provider_rows(held_by_model(value), label, route, strict=False)
         elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
@@ -235,7 +235,7 @@ class _Look:
         elif self.hooked and acts_by_itself(tool):
             note = "its class overrides an entry point without callbacks: `authz.guard` it"
         elif self.hooked:
-            layers = ("tool guard" if hasattr(type(tool), IN_PLACE) else "ambient hook",)
+            layers = ("tool guard" if hasattr(type(tool), IN_PLACE) else "callback backstop",)
             profiled = self.protection.profiles.of(tool)
             note = _BY_CODE if profiled.declared else f"unprofiled: {profiled.why}; {_BY_CODE}"
         held = list(object_graph.walk_objects(object_graph.functions_of(tool), deep=True, into_tools=False))

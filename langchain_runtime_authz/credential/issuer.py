@@ -41,7 +41,7 @@ class Issuer(Protocol):
         """Issue like `issue`, without blocking the event loop."""
 
     def jwks(self) -> Mapping[str, Any]:
-        """Return the JWK set (RFC 7517 §5) that verifies its tokens."""
+        """Return the JWK set (RFC 7517 §5) that verifies this issuer's tokens."""
 
 
 class LocalIssuer(Secret):

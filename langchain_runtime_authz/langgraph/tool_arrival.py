@@ -254,7 +254,7 @@ def arrival_unguarded(
     """Return the call of an unguarded tool."""
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
     describe = _describing(tool, call_id, tool._parse_input)
-    found = _by_code(tool, config, None, facts, describe, tool_input, layer="ambient hook")
+    found = _by_code(tool, config, None, facts, describe, tool_input, layer="callback backstop")
     # Refuse input that the tool would parse differently the second time.
     if found.call.error is None and not call_messages.parses_alike(found.call):
         return replace(found, call=replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS))

@@ -175,7 +175,7 @@ class ToolExecution(CodeScope):
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         if not stages:
             self.ticket.redeem()
-            layer = "ambient hook" if type(self.guard) is UUID else "tool guard"
+            layer = "callback backstop" if type(self.guard) is UUID else "tool guard"
             self.run.engine.tally.count(self.run, "tool", self.call.tool, layer, ran=1)
         stages.append(stage)
         return True

@@ -76,7 +76,7 @@ class DenyOverrides(Composed):
             obligations=_union([(name, d.obligations) for name, d in those]),
             policy_revision=_joined((name, d.policy_revision) for name, d in named),
             pdp_decision_id=",".join(d.pdp_decision_id for d in decisions if d.pdp_decision_id),
-            ttl=min(d.ttl for d in decisions),
+            ttl=min((d.ttl for d in decisions if d.ttl is not None), default=None),
         )
 
 

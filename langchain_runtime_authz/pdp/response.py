@@ -49,7 +49,7 @@ class _Policy(_Open):
 class _AnswerContext(_Open):
     reasons: Annotated[list[_Reason], Field(max_length=64)] = Field(default_factory=list)
     obligations: Annotated[list[_Obligation], Field(max_length=64)] = Field(default_factory=list)
-    ttl: Annotated[int, Field(ge=0, le=3600)] = 0
+    ttl: Annotated[int | None, Field(ge=0, le=3600)] = None
     policy: _Policy = Field(default_factory=cache(_Policy))
 
 

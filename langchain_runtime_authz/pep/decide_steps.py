@@ -102,7 +102,7 @@ def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, C
     """Return a step's cached permit or None, and the function that caches a new one.
 
     A permit is cached for its epoch and policy revision, for the seconds in the policy's `ttl`. Without a `ttl`, only a
-    `lasting` permit (of a model or tool node) is cached, because the policy may depend on facts that change.
+    `lasting` permit (of a model or tool node) is cached: it lasts as long as the run.
     """
     began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
     permit, until = run.local.permits.get(key, (None, 0.0))
@@ -111,9 +111,9 @@ def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, C
 
 def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
     """Cache a permit for its `ttl` or for the run, unless the grant expires."""
-    ends = run.grant is not None and run.grant.expires_at is not None
-    said = 0 if ends else min(found.ttl, LEASE_TTL / 2)
-    lasts = MAX_LIFETIME if lasting and not (found.ttl or ends) else said
+    lasts = min(found.ttl, LEASE_TTL / 2) if found.ttl is not None else MAX_LIFETIME if lasting else 0
+    if run.grant is not None and run.grant.expires_at is not None:
+        lasts = 0
     if lasts and found.outcome == "permit" and is_keepable(found, key[-1]) and len(run.local.permits) < MAX_KEPT:
         run.local.permits[key] = found, began + lasts
     return found
@@ -188,7 +188,7 @@ class ModelCall(NamedTuple):
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     """Decide `model/call`, or return the cached permit of a live run."""
-    permit, keep = kept_permit(run, MODEL, *call[:4], lasting=True)
+    permit, keep = kept_permit(run, MODEL, *call, lasting=True)
     scope = current_scope.get()
     counts, fresh = scope.counts, time.monotonic() - scope.entered < JUST_NOW
     first = counts is not None and not counts.get(MODEL) and fresh  # the node's entry has just been checked

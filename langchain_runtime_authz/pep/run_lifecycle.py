@@ -94,13 +94,13 @@ def open_entry(
         if engine.kill_switch is not None and engine.killed:
             raise (yield from _refused(run, given, Code.KILLED))
         opened, known = yield from _take_lease(run, task, application, given)
-        if engine.planner is not None and entry.mandate is None:
-            entry.planned = yield from _planned(run, known)
         action = "run/resume" if given.resume else "run/start"
         resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
         decision = yield from decide_step(run, action, resource, known=known)
         if decision.outcome != "permit":
             raise AuthzDenied(decision.reason, decision.decision_id)
+        if engine.planner is not None and entry.mandate is None:
+            entry.planned = yield from _planned(run, known)
         return opened
     except BaseException as exc:
         if entry.first_snapshot is not None:  # no step ran, and the graph did not receive earlier corrections

@@ -70,7 +70,7 @@ LAYERS: Final = (
     Layer("`guard`", frozenset({"guard"})), Layer("`AuthzToolNode`", frozenset({"tool_node"})),
     *((Layer("`AuthzMiddleware`", frozenset({"middleware"})),) if hasattr(langchain_runtime_authz, "AuthzMiddleware") else ()),
     Layer("node gate", frozenset({"entry"}), (_node_gates_only, _no_hook)),
-    Layer("ambient hook", frozenset({"entry"}), (_no_node_gates,)), Layer("`protect`", frozenset({"entry"})), Layer("all", ALL),
+    Layer("callback backstop", frozenset({"entry"}), (_no_node_gates,)), Layer("`protect`", frozenset({"entry"})), Layer("all", ALL),
 )
 PROTECT, EVERYTHING = LAYERS[-2], LAYERS[-1]
 

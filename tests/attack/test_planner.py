@@ -63,6 +63,13 @@ def test_its_word_counts_and_the_users_plain_words_do_not(pdp: Any) -> None:
     assert planned(pdp) == [("outside", "planner")]
 
 
+def test_the_words_of_a_run_that_is_denied_reach_no_planner(go: Any) -> None:
+    asking = planner(answer(order()))
+    with pytest.raises(AuthzDenied):
+        run(ours(planner=asking, pdp=StaticPDP(lambda r: r.action.name != "run/start")), House(), pay(), go=go)
+    assert asking.prompts == []
+
+
 def test_a_broken_planner_orders_nothing(caplog: pytest.LogCaptureFixture, go: Any) -> None:
     """The run goes on and asks. The operator is told."""
     house = House()

@@ -97,7 +97,7 @@ approval(source, authenticated) := object.union(unordered, {"context": {"approva
 test_the_answer_is_one_full_document if {
 	patched({}) == {
 		"decision": true,
-		"context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": "r1"}},
+		"context": {"reasons": [], "obligations": [], "ttl": null, "policy": {"revision": "r1"}},
 	} with data.runtime_authz_data.revision as "r1"
 }
 
@@ -106,9 +106,9 @@ test_a_ttl_is_of_its_action if {
 	answered := patched(entering) with data.runtime_authz_data.ttl as {"node/enter": 30}
 	answered.context.ttl == 30
 	other := patched(entering) with data.runtime_authz_data.ttl as {"model/call": 30}
-	other.context.ttl == 0
+	other.context.ttl == null
 	call := patched({}) with data.runtime_authz_data.ttl as {"tools/call": 30}
-	call.context.ttl == 0
+	call.context.ttl == null
 }
 
 test_a_valid_lease_permits_every_other_action if {

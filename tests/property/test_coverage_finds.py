@@ -176,7 +176,7 @@ def told(report: Any) -> set[tuple[str, str, str]]:
     passes = "outside runs pass; `authz.guard` it"  # a tool that is guarded in place, where plain code holds it
     return {
         (r.kind, r.graph, r.name) for r in report.rows
-        if not r.governed or r.layers == ("ambient hook",) or (r.kind == "tool" and passes in r.note)
+        if not r.governed or r.layers == ("callback backstop",) or (r.kind == "tool" and passes in r.note)
     }
 
 

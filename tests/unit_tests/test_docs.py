@@ -293,4 +293,4 @@ def test_the_rule_and_the_boundary_are_said() -> None:
     """README states the rule of the package and the limit of what it can do."""
     said = " ".join(README.split())
     assert "If the workload can choose its next action, its token is not trusted to define that action." in said
-    assert "In one process this stops a hijacked *model*, not hostile *code*." in said
+    assert "In one process this holds a hijacked *model* to what was ordered or approved. It does not hold hostile *code*." in said

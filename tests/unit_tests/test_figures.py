@@ -40,9 +40,12 @@ OF_CODE = {
         "worked for longer than an hour": run.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
         "more calls in a minute than the policy allows": history.MINUTE,
     },
-    "docs/concepts.md": {"400,000 characters": output_reading.MAX_CHARS},
+    "docs/concepts.md": {
+        "400,000 characters": output_reading.MAX_CHARS, "the first 4,000 characters": output_reading.HEAD_CHARS,
+        "kept for up to an hour": run.MAX_LIFETIME,
+    },
     "docs/credentials.md": {
-        "most 60 seconds and dies": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": token.LEEWAY,
+        "at most 60 seconds. Once": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": token.LEEWAY,
         "with 5 seconds of leeway": token.LEEWAY, "at most 65 seconds after": token.MAX_TTL + token.LEEWAY,
     },
     "docs/delegation.md": {"after 60 seconds at the latest": mint_tokens.TOKEN_TTL},
@@ -55,6 +58,7 @@ OF_CODE = {
         "most five a minute for each code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
         "alone for half a minute": metrics.REST,
     },
+    "docs/policies.md": {"for up to an hour of the same run": run.MAX_LIFETIME},
     "docs/runbooks.md": {
         "end after a minute": run.LEASE_TTL, "after at most a minute": jwks.CACHE_AGE, "and a minute has passed": jwks.CACHE_AGE,
     },

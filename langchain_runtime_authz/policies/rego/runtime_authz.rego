@@ -1,6 +1,6 @@
 # The shipped policy. One question (`EvaluationRequest`, version 2), one answer:
 #
-#   {"decision": bool, "context": {"reasons": [{"code": ...}], "obligations": [...], "ttl": 0,
+#   {"decision": bool, "context": {"reasons": [{"code": ...}], "obligations": [...], "ttl": null,
 #    "policy": {"revision": ...}}}
 #
 # It is steered by `data.runtime_authz_data` (data.json), so that behaviour changes without a rebuild.
@@ -46,8 +46,8 @@
 #   redact      tool -> fields of its result that the PEP must redact
 #   ttl         action -> seconds for which a run may use its permit again, under the same epoch and revision
 #               (`node/enter`, `model/call`; at most 3600). Absent, each entry of a node is asked about, and a
-#               permit for a model or a tool node holds until epoch or revision change. Give one for
-#               `node/enter` only if no rule of your own about nodes reads what changes meanwhile: `history`,
+#               permit for a model or a tool node holds until epoch or revision change. 0 keeps none. Give
+#               more for `node/enter` only if no rule of your own about nodes reads what changes meanwhile: `history`,
 #               `now`, `local`, `delegation`, or the `steps` and `seconds` of the lease
 #   anomaly     what revokes the run when it reaches so many: max_denials, max_streak (denials in a
 #               row), max_per_minute (permitted calls), max_unplanned, max_tainted, max_rotations (of
@@ -71,14 +71,14 @@ default decision := {
 	"context": {
 		"reasons": [{"code": "no_permit"}],
 		"obligations": [],
-		"ttl": 0,
+		"ttl": null,
 		"policy": {"revision": ""},
 	},
 }
 
-decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny")), 0) if {
+decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny")), null) if {
 	count(denied) > 0
-} else := answer(false, sort(asked), array.concat(approval_needed, notices("ask")), 0) if {
+} else := answer(false, sort(asked), array.concat(approval_needed, notices("ask")), null) if {
 	count(asked) > 0
 	not allowed
 	not approved
@@ -110,7 +110,7 @@ answer(verdict, codes, obligations, seconds) := {
 }
 
 # What is not a count denies: the answer is then malformed.
-default ttl := 0
+default ttl := null
 
 ttl := cfg.ttl[input.action.name] if input.action.name in {"node/enter", "model/call"}
 

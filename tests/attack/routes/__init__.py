@@ -78,7 +78,7 @@ class Kit:
     """What a builder makes its graph of. Without `authz`: stock parts.
 
     Layers: `entry` (`authz.protect`: root entry, node gates, tool node gates, guards of every tool that
-    it reaches, the ambient hook), `guard` (`authz.guard` around the tools that the builder makes),
+    it reaches, the callback backstop), `guard` (`authz.guard` around the tools that the builder makes),
     `tool_node` (`AuthzToolNode` where the builder makes a tool node), `middleware` (`AuthzMiddleware`,
     where there is one).
     """

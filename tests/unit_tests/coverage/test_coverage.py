@@ -54,7 +54,7 @@ def test_what_is_governed_says_by_which_layer() -> None:
         ("entry", "outer", "outer", "", ("root entry",)),
         ("agent", "inner", "inner", "outer/step", ("child entry",)),
         ("node", "inner", "agent", "agent", ("node gate",)),
-        ("model", "inner", "ScriptedChatModel", "agent", ("node gate", "ambient hook")),
+        ("model", "inner", "ScriptedChatModel", "agent", ("node gate", "callback backstop")),
         ("node", "inner", "tools", "tools", ("node gate",)),
         ("tool", "inner", "pay", "tools", ("tool node gate", "tool guard")),
     ]
@@ -633,12 +633,12 @@ def test_odd_objects_are_survived() -> None:
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_model_is_told_with_every_layer_in_front_of_it(protected: bool) -> None:
-    """The node's gate, our middleware and the ambient hook decide a model's call; another instance's middleware does not."""
+    """The node's gate, our middleware and the callback backstop decide a model's call; another instance's middleware does not."""
     authz, other = authz_with(StaticPDP(True)), authz_with(StaticPDP(True))
     graph = agent_graph(replying(), [pay_tool([])], middleware=[AuthzMiddleware(authz)])
     if protected:
         authz.protect(graph)
     (model,) = [r for r in authz.coverage(graph).rows if r.kind == "model"]
-    assert model.layers == (("node gate", "middleware", "ambient hook") if protected else ("middleware",))
+    assert model.layers == (("node gate", "middleware", "callback backstop") if protected else ("middleware",))
     (model,) = [r for r in other.coverage(graph).rows if r.kind == "model"]
     assert "middleware" not in model.layers

@@ -58,7 +58,7 @@ def test_the_example_is_permitted(pdp: WasmPDP) -> None:
     """The answer is literally a permit, and carries the PDP's revision."""
     request = example_request()
     assert pdp.document(request.to_json()) == {
-        "decision": True, "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
+        "decision": True, "context": {"reasons": [], "obligations": [], "ttl": None, "policy": {"revision": pdp.revision}},
     }
 
 

@@ -90,7 +90,7 @@ def entered(pdp: Any, authz: Any = None, **how: Any) -> Any:
 CALL = ModelCall("m", "p", ("look",), ("web",), None)
 
 
-def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
+def test_a_permit_is_kept_per_tool_set_prompt_epoch_and_revision() -> None:
     """Asked once; asked again when any of them changes. A denial is never kept."""
     pdp = StaticPDP(True)
     authz, run = entered(pdp)
@@ -100,10 +100,11 @@ def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
     assert asked() == 1
     drive(run.engine, decide_model(run, ModelCall("m", "p", ("look", "more"), ("web",), None)))
     drive(run.engine, decide_model(run, ModelCall("other", "p", ("look",), ("web",), None)))
-    assert asked() == 3
+    drive(run.engine, decide_model(run, CALL._replace(prompt="sha256:other")))
+    assert asked() == 4
     pdp.revision = "another"
     drive(run.engine, decide_model(run, CALL))
-    assert asked() == 4
+    assert asked() == 5
     pdp = StaticPDP(lambda r: r.action.name != "model/call")
     authz, run = entered(pdp)
     for _ in range(2):
@@ -134,7 +135,7 @@ def enter_plain(run: Any, name: str = "n") -> Any:
     return drive(run.engine, enter_node(run, name, lasting=False))
 
 
-def lasting(seconds: int, **context: Any) -> StaticPDP:
+def lasting(seconds: int | None, **context: Any) -> StaticPDP:
     """Permits for a time."""
     return StaticPDP(lambda _: {"decision": True, "context": {"ttl": seconds, **context}})
 
@@ -194,7 +195,7 @@ def test_a_nodes_permit_is_of_its_node_and_run() -> None:
 
 NOTICE = [{"id": "1", "type": "notify", "properties": {"channel": "log"}}]
 UNKEPT: dict[str, tuple[StaticPDP, dict[str, Any]]] = {
-    "no ttl": (lasting(0), {}), "obligation": (lasting(3600, obligations=NOTICE), {}),
+    "no ttl": (lasting(None), {}), "ttl 0": (lasting(0), {}), "obligation": (lasting(3600, obligations=NOTICE), {}),
     "a grant that ends": (lasting(3600), {"grant": Grant(expires_at=int(time.time()) + 3600)}),
     "another revision": (lasting(3600, policy={"revision": "old"}), {}),
 }
@@ -229,11 +230,11 @@ class FailingOnce:
 
 
 def test_a_policy_may_keep_a_model_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its `ttl` counts, where one without it holds as long as its revision."""
-    for pdp, more in ((lasting(20), 1), (lasting(0), 0)):
+    """Its `ttl` counts, also 0, where a permit without one holds as long as its revision."""
+    for pdp, now, more in ((lasting(20), 1, 1), (lasting(0), 2, 1), (lasting(None), 1, 0)):
         _, run = entered(pdp)
         ask = partial(drive, run.engine)
-        assert asked(pdp, *[lambda: ask(decide_model(run, CALL))] * 2) == 1
+        assert asked(pdp, *[lambda: ask(decide_model(run, CALL))] * 2) == now
         with monkeypatch.context() as patch:
             patch.setattr(decide_steps, "time", Later(20))
             assert asked(pdp, lambda: ask(decide_model(run, CALL))) == more
