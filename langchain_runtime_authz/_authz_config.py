@@ -91,9 +91,7 @@ def unfit_for_production(
         if isinstance(one, ObserveOnly):
             found.append("`pdp` only observes; give the PDP that it observes")
         elif type(one).__module__.startswith("langchain_runtime_authz.testing."):
-            found.append(
-                f"`pdp` asks a `{type(one).__name__}`, made for tests; give `OpaPDP(url)` or `ReloadingPDP(url)`"
-            )
+            found.append(f"`pdp` asks a `{type(one).__name__}`, for tests; give `OpaPDP(url)` or `ReloadingPDP(url)`")
     if issuer is None or getattr(issuer, "ephemeral", False):
         found.append("`issuer` signs with a key that ends with the process; give `LocalIssuer(KeyDirectory(path))`")
     if ledger is None or isinstance(ledger, MemoryLedger):

@@ -26,9 +26,7 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
                 takes = ", ".join(sorted(arguments)) or "nothing"
                 raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
             if not _leads(arguments[first], inner):
-                raise ConfigError(
-                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
-                )
+                raise ConfigError(f"{name}: `{fact}` names `{path}`, which is not in the schema", Code.PROFILE_INVALID)
     given = {("intent", *pair) for pair in given_in(declared.orders)}
     given |= {("synonyms", of, value) for of, words in declared.synonyms.items() for value in words.values()}
     for field, argument, value in sorted(given):

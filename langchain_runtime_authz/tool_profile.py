@@ -165,9 +165,7 @@ class ToolProfile(BaseModel):
             name, mark, _ = split_item(item[1:-1])
             texts, others = self.text, (*self.when, *(n for n, k in self.critical.items() if k in ("amount", "url")))
             if item[0] == "{" and mark and ((mark == REST) != (name in texts) or name in others):
-                raise ValueError(
-                    f"`{item}` in `intent`: `:rest` is for a `text`, other marks for a name, a place or a value"
-                )
+                raise ValueError(f"`{item}` in `intent`: `:rest` is for a `text`, others for a name, place or value")
         return self
 
     @cached_property

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 Tenant = Annotated[str, Option("--tenant", help="As in RuntimeAuthz(tenant=...).")]
 Reason = Annotated[str, Option("--reason", help="Why, for the record.")]
 By = Annotated[str, Option("--by", help="Who does it, for the record: type:id, like user:carol.")]
-Audit = Annotated[
-    Path | None, Option("--audit", metavar="FILE", help="The application's hash-chained file, to record it in.")
-]
+Audit = Annotated[Path | None, Option("--audit", metavar="FILE", help="The application's audit log, to record it in.")]
 
 
 class LedgerOptions(NamedTuple):

@@ -25,9 +25,7 @@ app = App(help="Read the decision log.")
 SIX_MONTHS: Final = 184  # days
 MAX_SHOWN: Final = 1_000_000  # steps
 LOG: Final = Path("audit.jsonl")
-Log = Annotated[
-    Path, Option("--audit", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")
-]
+Log = Annotated[Path, Option("--audit", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="The decision log.")]
 Everything = Annotated[bool, Option("--all", help="Also the permitted steps of runs, nodes and models.")]
 
 
@@ -163,9 +161,7 @@ def report(
 
 
 @app.command("explain")
-def explain(
-    decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: LogOptions
-) -> Printout:
+def explain(decision: Annotated[str, Argument(help="A decision id or its beginning.")], source: LogOptions) -> Printout:
     """Explain a decision, and show its outcome.
 
     runtime-authz audit explain 296e3f65
@@ -244,9 +240,7 @@ def prune(
 def pack(
     log: Log = LOG,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The archive.")] = Path("evidence.zip"),
-    policy: Annotated[
-        Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
-    ] = None,
+    policy: Annotated[Path | None, Option(metavar="PATH", help="The policy used; default: the shipped one.")] = None,
 ) -> Printout:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
 

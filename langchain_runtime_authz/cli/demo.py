@@ -21,9 +21,7 @@ def demo(
     agentdojo: Annotated[
         bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
     ] = False,
-    limit: Annotated[
-        int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs; all by default.")
-    ] = None,
+    limit: Annotated[int | None, Option(min=1, help="With --agentdojo: how many attacked pairs; default: all.")] = None,
     audit: Annotated[
         Path | None, Option(metavar="FILE", help="Write the decision log, contents included: for `policy explain`.")
     ] = None,

@@ -24,18 +24,11 @@ if TYPE_CHECKING:
 def inspect(
     target: Annotated[str, Target],
     fail_ungoverned: Annotated[
-        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
+        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned.")
     ] = False,
-    baseline: Annotated[
-        Path | None, Option(metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE.")
-    ] = None,
-    write_baseline: Annotated[
-        Path | None, Option(metavar="FILE", help="Accept what is ungoverned now, and write it to FILE.")
-    ] = None,
-    profiles: Annotated[
-        list[str] | None,
-        Option(metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`; may be repeated."),
-    ] = None,
+    baseline: Annotated[Path | None, Option(metavar="FILE", help="With --fail-ungoverned: accept its rows.")] = None,
+    write_baseline: Annotated[Path | None, Option(metavar="FILE", help="Accept what is ungoverned now.")] = None,
+    profiles: Annotated[list[str] | None, Option(metavar="FILE", help="Tool profiles; may be repeated.")] = None,
 ) -> Printout:
     """Show the governed parts of a graph, at present and under `protect`.
 
@@ -87,9 +80,7 @@ def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | No
     owner = owner_of(graph)
     if owner is not None:
         if profiles:
-            raise ConfigError(
-                "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
-            )
+            raise ConfigError("the module protects the graph; give its `RuntimeAuthz` the profiles, not `--profiles`")
         return None, coverage_of(graph, owner), owner.profiles
     authz = RuntimeAuthz(profiles=profiles)
     before = authz.coverage(graph)

@@ -43,9 +43,7 @@ class _Seen:
 
 def learn(
     log: Annotated[Path, Argument(metavar="LOG.jsonl", help="An audit log with its contents, or a trace.")],
-    profiles: Annotated[Path, Option(metavar="FILE", help="The file to complete; it need not exist.")] = Path(
-        "authz.yaml"
-    ),
+    profiles: Annotated[Path, Option(metavar="FILE", help="The file to make or complete.")] = Path("authz.yaml"),
     write: Annotated[bool, Option("--write", help="Write the drafts into FILE.")] = False,
     as_json: bool = False,
 ) -> Printout:

@@ -77,9 +77,7 @@ def migrate(store: LedgerOptions) -> Printout:
 def downgrade(
     store: LedgerOptions,
     to: Annotated[int, Option(min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")],
-    forget: Annotated[
-        bool, Option("--forget-doubts", help="Also forget the calls in doubt: they may run again.")
-    ] = False,
+    forget: Annotated[bool, Option("--forget-doubts", help="Also forget calls in doubt: they may run again.")] = False,
     yes: Yes = False,
     as_json: bool = False,
 ) -> Printout:

@@ -29,31 +29,19 @@ app = App(
 
     Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work."""
 )
-Profiles = Annotated[
-    list[str],
-    Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`; may be repeated."),
-]
+Profiles = Annotated[list[str], Option("--profiles", metavar="FILE", help="Profiles or a ready set; may be repeated.")]
 
 
 @app.command("explain")
 def explain(
-    texts: Annotated[
-        list[str], Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin.")
-    ],
+    texts: Annotated[list[str], Argument(metavar="TEXT", help="What the user said, one text each; `-`: from stdin.")],
     profiles: Profiles,
     after: Annotated[
         list[str] | None, Option(metavar="TEXT", help="A message right before it; may be repeated, oldest first.")
     ] = None,
-    planner: Annotated[
-        str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read.")
-    ] = None,
-    graph: Annotated[
-        str | None,
-        Option(metavar="MODULE:GRAPH", help="Read as this graph's tools would; default: as the profiles tell."),
-    ] = None,
-    zone: Annotated[
-        str | None, Option(metavar="ZONE", help="Read `tomorrow` by the date in this zone, like `Europe/Berlin`.")
-    ] = None,
+    planner: Annotated[str | None, Option(metavar="MODULE:MODEL", help="Let this chat model read the text.")] = None,
+    graph: Annotated[str | None, Option(metavar="MODULE:GRAPH", help="Read as this graph's tools would.")] = None,
+    zone: Annotated[str | None, Option(metavar="ZONE", help="Whose date counts, like `Europe/Berlin`.")] = None,
 ) -> Printout:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
 
@@ -75,10 +63,8 @@ def explain(
     declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
     schemas = _schemas(declared, graph)
     today = local_day(checked_zone(zone), time.time()) if zone is not None else None
-    given = declared, schemas, today
-    compiled = (
-        _planned(planner, said, after or [], *given) if planner else compile_turn(said, (after or [])[::-1], *given)
-    )
+    before, given = after or [], (declared, schemas, today)
+    compiled = _planned(planner, said, before, *given) if planner else compile_turn(said, before[::-1], *given)
     found = compiled.mandate
     sentences = described_mandate(found, declared) if found is not None else []
     parts = sum(len(without_material(text)[1]) for text in said)

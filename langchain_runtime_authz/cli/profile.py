@@ -28,13 +28,8 @@ app = App(help="Write and check tool profiles.")
 @app.command("suggest")
 def suggest(
     target: Annotated[str, Target],
-    profiles: Annotated[
-        list[str] | None,
-        Option(metavar="FILE", help="Existing profiles, may be repeated: only other tools are proposed."),
-    ] = None,
-    write: Annotated[
-        Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")
-    ] = None,
+    profiles: Annotated[list[str] | None, Option(metavar="FILE", help="Existing profiles; may be repeated.")] = None,
+    write: Annotated[Path | None, Option(metavar="FILE", help="Write the YAML to a new file, not to stdout.")] = None,
 ) -> Printout:
     """Propose a profile for each tool of a graph that has none.
 
@@ -69,9 +64,7 @@ def suggest(
         return Printout(told, text)
     with write.open("x", encoding="utf-8") as file:  # never overwrite a review
         file.write(proposed)
-    echo(
-        f"{write}: {len(open_)} drafts. Review them, then run `runtime-authz profile check {write} {target}`", err=True
-    )
+    echo(f"{write}: {len(open_)} drafts. Review them, and run `runtime-authz profile check {write} {target}`", err=True)
     return Printout(told, ())
 
 

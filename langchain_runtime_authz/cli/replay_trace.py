@@ -24,9 +24,7 @@ _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED"
 def replay_trace(
     file: Annotated[Path, Argument(metavar="FILE.jsonl", help="The trace.")],
     profiles: Profiles,
-    mandate: Annotated[
-        Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
-    ] = None,
+    mandate: Annotated[Path | None, Option(metavar="FILE", help="What is ordered (YAML); default: the words.")] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
 ) -> Printout:
     """Show which calls of a trace would be stopped or asked about. Nothing runs.

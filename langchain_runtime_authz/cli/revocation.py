@@ -19,9 +19,7 @@ kill = App(
     RUNTIME_AUTHZ_KILL_SWITCH. While it exists every step is denied (`killed`), even if PDP and ledger are down.
     `touch FILE` does the same.""",
 )
-Watched = Annotated[
-    Path, Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that the application watches.")
-]
+Watched = Annotated[Path, Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that is watched.")]
 
 
 class StopTarget(NamedTuple):
@@ -83,9 +81,7 @@ def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, targ
 
 
 @kill.command("engage")
-def engage(
-    file: Watched, reason: Annotated[str, Option(help="Shown to a person who finds it engaged.")] = ""
-) -> Printout:
+def engage(file: Watched, reason: Annotated[str, Option(help="Shown while it is engaged.")] = "") -> Printout:
     """Deny every step from now on.
 
     runtime-authz kill engage --file /run/agents/kill --reason "incident 42"

@@ -61,9 +61,7 @@ class SpiffeIdentity(WorkloadIdentity):
         try:
             import spiffe  # noqa: F401  (takes seconds on a slow machine, so not later while a call waits)
         except ImportError:
-            raise ConfigError(
-                "SPIFFE needs the extra `spiffe`: pip install 'langchain-runtime-authz[spiffe]'"
-            ) from None
+            raise ConfigError("SPIFFE needs the extra: pip install 'langchain-runtime-authz[spiffe]'") from None
         self.trust_domain = checked_domain(trust_domain)
         if spiffe_id is not None and trust_domain_of(spiffe_id) != trust_domain:
             raise ConfigError("`spiffe_id` must be a SPIFFE id of the trust domain")

@@ -401,9 +401,7 @@ class ChildEntry(RunEntry[Any]):
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
         if run.paused and not raised and not cut:  # a child on its caller's thread would raise the question instead
-            _log.warning(
-                "agent %s asks on its own thread, so its caller continues without the answer", "/".join(run.agent)
-            )
+            _log.warning("agent %s asks on its own thread, so its caller gets no answer", "/".join(run.agent))
         if self.place is not None and not cut:
             try:
                 marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)

@@ -184,7 +184,7 @@ def test_a_question_of_an_agent_on_its_own_thread_is_told_of(caplog):
     assert "`payer` has a checkpointer" in row.note
     out = told(authz, graph, {"messages": [("user", "hello")]}, THREAD)
     assert "__interrupt__" not in out and ran == []
-    assert "continues without the answer" in caplog.text
+    assert "so its caller gets no answer" in caplog.text
 
 
 def test_ten_thousand_children_end_at_the_budget():
