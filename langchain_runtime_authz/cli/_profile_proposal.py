@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
 
+from langchain_runtime_authz._validate import as_list
 from langchain_runtime_authz.cli._app import yaml_flow, yaml_scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.langgraph.tool_facts import arguments_of, digest_of
@@ -71,7 +72,8 @@ def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
     doubts = tuple(_milder(tool, words, kinds, effect))
     acts = effect not in HARMLESS and not any(d.fact == "effect" for d in doubts)
     silent = {p: _unknown(s) for p, s in paths.items() if p not in kinds}
-    unknown = tuple(n for n in _top(silent) if n not in _top(kinds))
+    closed = {p for p, s in paths.items() if _is_closed(s)}
+    unknown = tuple(n for n in _top(p for p in silent if p not in closed) if n not in _top(kinds))
     if acts:  # an argument of unknown meaning is critical, unless it is a boolean
         kinds |= {p: kind for p, kind in silent.items() if kind}
     if effect in ("send", "pay"):
@@ -80,7 +82,7 @@ def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
     text = [p for p, kind in kinds.items() if kind == "text"]
     critical = {p: kind for p, kind in kinds.items() if kind not in ("when", "text")}
     if effect == "fetch":  # of a search, only the address is critical, not the words
-        text += [p for p, kind in critical.items() if kind == "value"]
+        text += [p for p, kind in critical.items() if kind == "value" and p not in closed]
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
     text = [t for t in _top(text) if t not in _top([*critical, *when])]
     confidential = _CONFIDENTIAL.intersection(_words(tool.name))
@@ -226,9 +228,18 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
     if types and types <= {"boolean", "null"}:
         return None
     kind = _by_name(_last(path), numeric=bool(types & {"number", "integer"}) and "string" not in types)
+    if _is_closed(schema):
+        return kind if kind not in ("text", "when", "amount") else None
     said = " ".join(str(part.get("description", "")) for part in _alternatives(schema)).lower()
     marked = (k for mark, k in _MARKS.items() if re.search(rf"\b{mark}\b", said))
     return next(marked, kind) if kind in (None, "object", "value") else kind
+
+
+def _is_closed(schema: Mapping[str, Any]) -> bool:
+    """Return True if an argument takes only the texts that its schema lists."""
+    texts = [part for part in _alternatives(schema) if part.get("type") == "string" or "enum" in part]
+    listed = [as_list(part.get("enum")) or [part.get("const", 0)] for part in texts]
+    return bool(listed) and all(text is None or isinstance(text, str) for one in listed for text in one)
 
 
 def _by_name(words: list[str], *, numeric: bool) -> str | None:

@@ -14,6 +14,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import one_line
+from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.cli._app import Printout, yaml_flow
 from langchain_runtime_authz.cli.graph_target import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
@@ -72,15 +73,9 @@ def init(
     target: Annotated[
         str, Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
     ] = "langgraph.json",
-    yes: Annotated[
-        bool, Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
-    ] = False,
-    answers: Annotated[
-        Path | None, Option(metavar="FILE", help="Take the answers from a profile file (YAML), for scripts.")
-    ] = None,
-    file: Annotated[Path, Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
-        "authz.yaml"
-    ),
+    yes: Annotated[bool, Option("--yes", help="Ask nothing: take fitting ready profiles; other tools ask.")] = False,
+    answers: Annotated[Path | None, Option(metavar="FILE", help="Take the answers from a profile file.")] = None,
+    file: Annotated[Path, Option("--write", metavar="FILE", help="The file to make or complete.")] = Path("authz.yaml"),
     as_json: bool = False,
 ) -> Printout:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
@@ -329,9 +324,9 @@ def example_args(tool: BaseTool) -> dict[str, Any]:
     from langchain_runtime_authz.langgraph.tool_facts import arguments_of, schema_of
 
     needed = schema_of(tool).get("required", [])
-    kinds = {n: s.get("type") if isinstance(s, Mapping) else "" for n, s in arguments_of(tool).items() if n in needed}
+    schemas = {name: as_mapping(schema) for name, schema in arguments_of(tool).items() if name in needed}
     examples: dict[str, Any] = {"integer": 1, "number": 1, "boolean": False, "array": [], "object": {}}
-    return {name: examples.get(str(kind), "example") for name, kind in kinds.items()}
+    return {n: [*as_list(s.get("enum")), examples.get(str(s.get("type")), "example")][0] for n, s in schemas.items()}
 
 
 def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import BaseModel, Field, WithJsonSchema, create_model
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
+from langchain_runtime_authz.cli.init import example_args
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.tool_facts import Profiles
 from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
@@ -182,6 +184,22 @@ def test_arguments_by_name_type_and_format() -> None:
     }  # fmt: skip
     assert seen.facts["when"] == ["day", "checkin"] and seen.facts["text"] == ["subject"]
     assert seen.unknown == ("to_all", "limit") and parsed(seen).critical == seen.facts["critical"]
+
+
+class Status(str, Enum):
+    OPEN = "open"
+    ON_HOLD = "on_hold"
+
+
+def test_an_enum_is_a_value_and_no_text() -> None:
+    """Whatever its name. Of a search it is nothing: neither address nor words. Free texts and numbers stay what they were."""
+    listed = propose(made("set_ticket", title=Literal["Mr", "Mrs"], content=Status, due=(Status | None, None), comment=str, level=Literal[1, 2]))
+    assert listed.facts["critical"] == {"title": "value", "content": "value", "due": "value", "level": "amount"}
+    assert listed.facts["text"] == ["comment"] and listed.unknown == ("level",)
+    assert propose(made("write_note", text=Status | str)).facts["text"] == ["text"]
+    search = propose(made("web_search", query=str, mode=Literal["fast", "deep"], notes=list[Literal["a", "b"]])).facts
+    assert search["text"] == ["query"] and "critical" not in search
+    assert example_args(made("set_ticket", status=Status, note=str)) == {"status": "open", "note": "example"}
 
 
 def test_hints_raise_and_never_lower() -> None:
