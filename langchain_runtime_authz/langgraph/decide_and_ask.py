@@ -189,6 +189,7 @@ class _Asking:
         self.here = run.engine.on_ask is not None  # `on_ask` answers at once
         self.pauses = not self.here and bool(private.checkpointer_of(config))
         self._pad, self._numbers = private.scratchpad_of(config), interrupts.numbers_of(config)
+        self._raised: Exception | None = None  # by LangGraph's `interrupt`
 
     @property
     def _keyed(self) -> bool:
@@ -211,10 +212,18 @@ class _Asking:
             if self.pauses and self.may_ask is None:
                 return (yield from self._ask_in_turn(calls, decided, counted=counted))
             return (yield from self._ask(calls, decided, counted=counted))
-        except GraphBubbleUp:
-            raise
-        except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
+        except Exception as exc:
+            if isinstance(exc, GraphBubbleUp) or exc is self._raised:
+                raise
             return [replace(j, decision=self.run.engine.deny_for_failure(exc, self.run)) for j in decided]
+
+    def _pause(self, pause: Effect, question: Mapping[str, Any]) -> Flow[object]:
+        """Pause for an answer. An error of LangGraph is not one of the ledger."""
+        try:
+            return (yield pause(question))
+        except Exception as exc:
+            self._raised = exc
+            raise
 
     def _ask_in_turn(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool
@@ -270,7 +279,7 @@ class _Asking:
             if not repeated:
                 if self._numbers is None:  # LangGraph's counter must count the answer
                     with suppress(GraphInterrupt):
-                        yield Interrupt(approval_questions.interrupt_value([]))
+                        yield from self._pause(Interrupt, approval_questions.interrupt_value([]))
                 continue
             answer = yield from self._answered(repeated)
             heard.update(a.id for _, a in repeated)
@@ -363,7 +372,7 @@ class _Asking:
             if self.may_ask is None and self.pauses:
                 passed = self._numbers is None and (not self.gate or pause is AskAgain)
                 private.keep_answers(config, passed=passed)
-            answer = yield pause(question)
+            answer = yield from self._pause(pause, question)
             if pause is AskAgain or not own or self._pad is None:
                 return answer
 

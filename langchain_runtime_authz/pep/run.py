@@ -207,6 +207,7 @@ class EntryState:
     has_checkpointer: bool = False  # so the ledger records the root run's last checkpoint
     first_checkpoint: str = ""  # the thread's newest checkpoint when the entry began
     first_snapshot: Snapshot | None = None  # after the first commit, with all texts; until calls are decided
+    state_error: Exception | None = None  # of the checkpointer, while the entry was opened
     started_at: int = 0
     steps_before: int = 0  # number of the thread's steps when the entry began
     text_count: int = 0  # number of texts in the ledger when the entry began

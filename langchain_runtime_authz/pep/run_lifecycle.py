@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
@@ -107,7 +107,7 @@ def open_entry(
             yield from close_run(run, also=[ledger.Redeliver(entry.first_snapshot.pending)])
         elif run.span is not None:
             run.span.end()
-        if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
+        if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception) or exc is entry.state_error:
             raise
         decision = engine.deny_for_failure(exc, run)  # a ledger that fails denies
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
@@ -157,7 +157,7 @@ def _take_lease(
         # A client that sends a history without ids also returns texts that machines wrote with the user's role.
         machines = given.shown and given.shown - {t.digest for t in snapshot.log if t.own}
         said = [t.by(owner, own=t.digest not in machines) for t in _fresh(snapshot.log, task, given.texts)]
-        edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
+        edits = (yield from _edits(snapshot, given, run)) if snapshot.exists else ()
         fresh = (*edits, *said)
         first = not snapshot.log and not edits
         rotates, source = bool(fresh) and not first, "input" if said else "state"
@@ -229,14 +229,14 @@ def _snapshot_after(before: Snapshot, changes: Sequence[ledger.Change], now: flo
     return before
 
 
-def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _edits(snapshot: Snapshot, given: EntryFacts, run: Run) -> Flow[tuple[HumanText, ...]]:
     """Return others' edits of the state, as texts to record with the task."""
-    found = [*(yield from _state_edit(snapshot, given, jti))]
+    found = [*(yield from _state_edit(snapshot, given, run))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
     children: heads.ChildStates | None = None
     if given.waiting is not None and snapshot.marks.get(heads.CHILDREN):
-        children = yield from given.waiting()
+        children = yield from _of_graph(run, given.waiting())
     digest = children.digest if children is not None else None
     for name, now in ((heads.MEMORY, given.memory), (heads.CHILDREN, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
@@ -249,17 +249,26 @@ def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanT
     return tuple(found)
 
 
-def _state_edit(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _state_edit(snapshot: Snapshot, given: EntryFacts, run: Run) -> Flow[tuple[HumanText, ...]]:
     head = given.head
     if head is None or given.moved is None:
         return ()
     how = heads.writer_of(head, snapshot.marks, {t.key for t in snapshot.log}, underway=snapshot.underway)
     if how == "fork":
-        return (HumanText(content_digest(head.id), "", f"fork:{jti}", own=False),)
+        return (HumanText(content_digest(head.id), "", f"fork:{run.jti}", own=False),)
     left = snapshot.marks.get(heads.HEAD, heads.UNKNOWN)
-    if how == "outside" and (left == heads.UNKNOWN or (yield from given.moved(left))):
+    if how == "outside" and (left == heads.UNKNOWN or (yield from _of_graph(run, given.moved(left)))):
         return (HumanText(content_digest(head.id), "", heads.outside_key(head.id), own=False),)
     return ()
+
+
+def _of_graph(run: Run, read: Flow[Any]) -> Flow[Any]:
+    """Read the graph's state. A failure of its checkpointer is not one of the ledger."""
+    try:
+        return (yield from read)
+    except Exception as exc:
+        run.entry.state_error = exc
+        raise
 
 
 def record_child_edit(

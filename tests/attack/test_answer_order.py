@@ -405,3 +405,51 @@ def test_in_a_graph_that_nobody_protects_each_question_gets_its_answer(inside: s
         for given in (human(), Command(resume="red"), Command(resume="XL")):
             state = go(graph, given, THREAD)
     assert "__interrupt__" not in state and got == [("in red", "XL")]
+
+
+@pytest.mark.parametrize("kind", ["agent", "hand", "node"])
+def test_an_error_of_langgraph_is_not_one_of_the_ledger(monkeypatch: Any, kind: str) -> None:
+    """`interrupt()` may fail: its error keeps its type, and nothing runs."""
+    ran: list[Any] = []
+    pay, model = pay_tool(ran), replying([call("pay", {"to": "bob", "amount": 1}, "c")])
+    if kind == "node":
+        node = Node(pays)
+        start, ran = partial(node.asked, human()), node.ran
+    else:
+        authz, graph = protecting((agent_graph if kind == "agent" else hand_written)(model, [pay], checkpointer=InMemorySaver()), asking("pay"))
+        start = partial(told, authz, graph, human(), THREAD)
+
+    def fails(_: Any) -> Any:
+        raise AssertionError("of the host")
+
+    monkeypatch.setattr("langchain_runtime_authz.langgraph.interrupts.interrupt", fails)
+    with pytest.raises(AssertionError, match="of the host"):
+        start()
+    assert ran == []
+
+
+class Saver(InMemorySaver):
+    """Fails at its read with the number `at`."""
+
+    at = 0
+
+    def get_tuple(self, config: Any) -> Any:
+        self.at -= 1
+        if not self.at:
+            raise AssertionError("of the host")
+        return super().get_tuple(config)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_error_of_the_checkpointer_is_not_one_of_the_ledger(at: int) -> None:
+    """Also while an entry looks for edits of the state, after the ledger was read."""
+    ran, saver = list[Any](), Saver()
+    pay, model = pay_tool(ran), replying([call("pay", {"to": "bob", "amount": 1}, "c")])
+    made, unprotected = (agent_graph(model, [pay], checkpointer=saver) for _ in range(2))
+    authz, graph = protecting(made, asking("pay"))
+    told(authz, graph, human(), THREAD)
+    unprotected.update_state(THREAD, human("Another task"))
+    saver.at = at
+    with pytest.raises(AssertionError, match="of the host"):
+        told(authz, graph, human(), THREAD)
+    assert ran == []
