@@ -1,6 +1,5 @@
 """A `create_agent` agent pays what the user ordered, unasked, and asks about what a bill injects. Runs offline."""
 
-from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -8,6 +7,11 @@ from langgraph.types import Command
 
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.testing import ScriptedChatModel
+
+try:
+    from langchain.agents import create_agent
+except ModuleNotFoundError:
+    raise SystemExit("This example needs the extra `langchain`: in the clone, run `pip install '.[langchain]'`.") from None
 
 
 @profile(effect="read", sink="none", critical={"path": "object"}, trust="external")

@@ -4,8 +4,12 @@ import asyncio
 from typing import Annotated
 
 import httpx
-from fastapi import Depends, FastAPI
 from langchain_core.tools import tool
+
+try:
+    from fastapi import Depends, FastAPI
+except ModuleNotFoundError:
+    raise SystemExit("This example needs the extra `fastapi`: in the clone, run `pip install '.[fastapi]'`.") from None
 
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.credential.token import Credential

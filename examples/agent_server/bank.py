@@ -4,7 +4,6 @@ import os
 import re
 from pathlib import Path
 
-from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
 
@@ -12,6 +11,11 @@ from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.identity.subjects import platform_user
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.testing import ScriptedChatModel
+
+try:
+    from langchain.agents import create_agent
+except ModuleNotFoundError:
+    raise ImportError("This example needs the extra `langchain`: in the clone, run `pip install '.[langchain]'`.") from None
 
 DATA = Path(os.environ.get("BANK_DATA", "."))
 

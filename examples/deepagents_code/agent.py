@@ -8,13 +8,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from deepagents_code.agent import create_cli_agent
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.testing import ScriptedChatModel
+
+try:
+    from deepagents_code.agent import create_cli_agent
+except ModuleNotFoundError:
+    raise SystemExit("This example needs the package `deepagents-code`: run `pip install deepagents-code`.") from None
 
 folder = Path(tempfile.mkdtemp())
 (folder / "cart.py").write_text("def total(items):\n    return sum(i.price for i in items)\n")

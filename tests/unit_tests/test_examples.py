@@ -1,6 +1,7 @@
 """The examples: each short, each runs offline, each shows something."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,18 @@ def test_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert [text for text in SHOWN[name] if text not in printed] == []
+
+
+@pytest.mark.parametrize(("name", "module", "needs"), [
+    ("create_agent.py", "langchain.agents", "the extra `langchain`"), ("service.py", "fastapi", "the extra `fastapi`"),
+    ("agent_server/bank.py", "langchain.agents", "the extra `langchain`"),
+    ("deepagents_code/agent.py", "deepagents_code.agent", "the package `deepagents-code`"),
+])
+def test_an_example_says_what_it_needs(name: str, module: str, needs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, with the command that installs it, in place of a missing module."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises((SystemExit, ImportError), match=rf"^This example needs {needs}: .*`pip install [^`]+`\.$"):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 def test_a_denial_can_be_found_by_its_id(capsys: pytest.CaptureFixture[str]) -> None:
