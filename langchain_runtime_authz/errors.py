@@ -74,7 +74,7 @@ class Code(StrEnum):
     LEASE_EXPIRED = "lease_expired", "the run exceeded its maximum lifetime; start a new one", "the run worked for longer than an hour", "fixed"
     REVOKED = "revoked", "the run was revoked; an operator can reinstate it", "somebody called `revoke`, or the policy revoked the agent after repeated denials", "fixed"
     KILLED = "killed", "the kill switch is engaged; `runtime-authz kill release` releases it", "somebody engaged the kill switch, or its file cannot be read", "fixed"
-    STALE_EPOCH = "stale_epoch", "the task changed after this step was planned; plan again", "the user said something new, or the thread's state was edited from outside", "replan"
+    STALE_EPOCH = "stale_epoch", "the task changed after this step was planned; plan again, and give each call that code writes an id of its own", "the user said something new, the thread's state was edited from outside, or code calls with an id of an earlier turn", "replan"
     GRANT_EXCEEDED = "grant_exceeded", "the step lies outside the delegated grant; widen the grant where it was given", "the child agent tries more than its parent handed on", "fixed"
     PROVIDER_TOOL = "provider_tool", "the model has a tool that its provider runs; allow it in `models` of the policy's data, or use AuthzMiddleware, which removes it", "the provider would run the tool itself, where no enforcement point stands", "fixed"
     BUDGET_EXHAUSTED = "budget_exhausted", "a budget of the grant or policy is spent; give a larger one", "it permits so many calls on a thread, and they were made", "fixed"

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from functools import partial
 
 from langchain_core.callbacks import CallbackManagerForToolRun
@@ -431,3 +432,23 @@ def test_a_tool_that_is_made_by_a_guarded_ones_class_of_something_else(ran: Any,
     with authz.run(subject="alice"), pytest.raises(ConfigError, match=r"`authz\.guard` it"):
         other.invoke({})
     assert ran == []
+
+
+def test_a_call_id_that_code_uses_in_each_turn_is_stale_and_the_reason_says_what_to_do() -> None:
+    """LangGraph's SQL tutorial writes `abc123` into each turn's call. A read runs again; a side effect is not carried out."""
+    ran: list[Any] = []
+    tools = {"pay": pay_tool(ran), "read": read_tool(ran)}
+    sent = {"pay": {"to": "bob", "amount": 1}, "read": {"path": "bill"}}
+
+    def node(state: Any) -> Any:
+        calls = [call(name, args, f"{name} abc123") for name, args in sent.items()]
+        return {"messages": [says(*calls), *(tools[c["name"]].invoke(c) for c in calls)]}
+
+    authz = authz_with(StaticPDP(True))
+    graph = authz.protect(chain({"node": node}, name="root", checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    with authz.run(subject="alice") as run:
+        graph.invoke(human("Another task"), THREAD)
+    (denied,) = [d for d in run.decisions if d.outcome == "deny"]
+    assert len(ran) == 3
+    assert re.search("stale_epoch.*give each call that code writes an id of its own", str(denied), re.DOTALL)
