@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import importlib
 import json
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import AsyncExitStack, contextmanager, redirect_stdout, suppress
 from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
+from inspect import Parameter, isawaitable, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +22,7 @@ from typer import Argument
 from langchain_runtime_authz.cli._app import echo
 from langchain_runtime_authz.errors import ConfigError
 
-Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
+Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a factory of LangGraph's server.")
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -76,7 +78,7 @@ def load_graph(target: str) -> Graph:
 
 
 def load_object(target: str, example: str, kind: Any, named: str) -> Any:
-    """Return the `kind` at `module:path`; if a function is there, return its result."""
+    """Return the `kind` at `module:path`, or what the factory there makes."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")
@@ -86,14 +88,16 @@ def load_object(target: str, example: str, kind: Any, named: str) -> Any:
             _unknown(name, found, step)
         found = getattr(found, step)
     if not isinstance(found, kind) and callable(found):
-        found = _called(target, found)
+        found = _called(target, found, kind)
     if not isinstance(found, kind):
-        raise ConfigError(f"`{target}` is not a {named} but {type(found).__name__}")
+        raise ConfigError(f"`{target}` is not a {named} but {type(found).__name__}; name one, like `{example}`")
     return found
 
 
 def _imported(name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
+    if "/" in name and not name.endswith(".py"):  # like a graph in JavaScript
+        raise ConfigError(f"`{name}` is not a Python file; name one, or a module like `my_agent`")
     if name.endswith(".py") and not Path(name).is_file():
         raise ConfigError(f"there is no file `{name}`; name a file, or a module like `my_agent`")
     with _user_code(f"`{name}` cannot be imported"):
@@ -114,9 +118,7 @@ def _of_server(file: Path, name: str) -> str:
         graphs = {n: g if isinstance(g, str) else g["path"] for n, g in config["graphs"].items()}
         dependencies = [str(d) for d in config.get("dependencies", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ConfigError(
-            f"`{file}` names no graphs ({type(exc).__name__}); name a graph, like `my_agent:graph`"
-        ) from exc
+        raise ConfigError(f"`{file}` names no graphs ({type(exc).__name__}); name one, like `my_agent:graph`") from exc
     if not name and len(graphs) != 1:
         raise ConfigError(f"`{file}` has {len(graphs)} graphs; name one: {', '.join(f'`{file}:{n}`' for n in graphs)}")
     if name and name not in graphs:
@@ -127,15 +129,36 @@ def _of_server(file: Path, name: str) -> str:
     return str(file.parent / path) if path.partition(":")[0].endswith(".py") else path
 
 
-def _called(target: str, factory: Any) -> Any:
-    needed: list[str] = []
+def _called(target: str, factory: Any, kind: Any) -> Any:
+    """Return what a factory makes, called as LangGraph's server calls it for a run."""
+    from langchain_core.runnables import ensure_config
+    from langgraph.store.memory import InMemoryStore
+    from langgraph_sdk.runtime import _ExecutionRuntime
+
+    parameters, given = list[Parameter](), dict[str, Any]()
     with suppress(TypeError, ValueError):  # it has no signature
-        given = [p for p in signature(factory).parameters.values() if p.default is p.empty]
-        needed = [p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if needed:
-        raise ConfigError(f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters")
+        parameters = [p for p in signature(factory).parameters.values() if p.default is p.empty]
+    for p in parameters:
+        if "Runtime" in str(p.annotation):
+            given[p.name] = _ExecutionRuntime(access_context="threads.create_run", store=InMemoryStore())
+        elif re.search("config|cfg", str(p), re.IGNORECASE):
+            given[p.name] = ensure_config({"configurable": {"__is_for_execution__": True}})
+        elif p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            needs = f"`{target}` needs `{p.name}`"
+            raise ConfigError(f"{needs}; name a function that needs at most a `RunnableConfig` and a `ServerRuntime`")
     with _user_code(f"`{target}` failed"):
-        return factory()
+        made = factory(**given)
+        return made if isinstance(made, kind) else asyncio.run(_entered(made))
+
+
+async def _entered(made: Any) -> Any:
+    """Return what a coroutine returns, or a context manager yields."""
+    async with AsyncExitStack() as stack:
+        if hasattr(made, "__aenter__"):
+            return await stack.enter_async_context(made)
+        if hasattr(made, "__enter__"):
+            return stack.enter_context(made)
+        return await made if isawaitable(made) else made
 
 
 @contextmanager
@@ -147,7 +170,7 @@ def _user_code(what: str) -> Iterator[None]:
         frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
         last = frames[-1]  # this module's own if the user's code did not begin
         where = f" ({Path(last.filename).name}:{last.lineno})" if last.filename != __file__ else ""
-        raise ConfigError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
+        raise ConfigError(f"{what}: {type(exc).__name__}: {exc}{where}; correct it, or install what it needs") from exc
 
 
 def _unknown(module: str, owner: Any, name: str) -> NoReturn:
@@ -157,5 +180,6 @@ def _unknown(module: str, owner: Any, name: str) -> NoReturn:
     names = [n for n in dir(owner) if not n.startswith("_")]
     close = difflib.get_close_matches(name, names, n=1)
     graphs = [n for n in names if isinstance(getattr(owner, n, None), Pregel | StateGraph)]
-    hint = f"did you mean `{close[0]}`?" if close else f"its graphs are {', '.join(graphs) or 'none'}"
+    has = f"its graphs are {', '.join(graphs)}" if graphs else "name a module that has a graph"
+    hint = f"did you mean `{close[0]}`?" if close else has
     raise ConfigError(f"`{module}` has no `{name}`; {hint}")

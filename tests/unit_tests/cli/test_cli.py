@@ -18,6 +18,12 @@ from tests.cli import cli
 from tests.ids import shown
 
 MODULE = """
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
@@ -47,6 +53,23 @@ def build():
     return builder().compile()
 
 graph = build()
+
+if TYPE_CHECKING:
+    from langgraph_sdk.runtime import ServerRuntime
+
+def configured(config: RunnableConfig):
+    return {True: build}[config["configurable"]["__is_for_execution__"]]()
+
+async def awaited(settings: RunnableConfig):
+    return builder()
+
+@contextmanager
+def held(config):
+    yield build()
+
+@asynccontextmanager
+async def opened(runtime: ServerRuntime[int], config: RunnableConfig):
+    yield build() if runtime.execution_runtime and config["recursion_limit"] else None
 
 class Agents:
     payer = build()
@@ -182,9 +205,9 @@ def test_inspect_shows_both_states(run: Callable[..., Any]) -> None:
     assert "a module may print" not in result.stdout
 
 
-@pytest.mark.parametrize("path", ["graph", "build", "builder", "Agents.payer"])
+@pytest.mark.parametrize("path", ["graph", "build", "builder", "Agents.payer", "configured", "awaited", "held", "opened"])
 def test_inspect_finds_graphs(run: Callable[..., Any], path: str) -> None:
-    """A graph, a builder, what returns one, and an attribute path all lead to a graph."""
+    """A graph, a builder, an attribute path, and each kind of factory that LangGraph's server takes lead to a graph."""
     result = run("inspect", f"a_module:{path}", "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
@@ -352,9 +375,10 @@ def test_baseline_that_is_alone(run: Callable[..., Any], ungoverned: None) -> No
 @pytest.mark.parametrize(("target", "expected"), [
     ("a_module", "`a_module` must be `module:graph`"), ("a_module:", "must be `module:graph`"),
     ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"), ("langgraph.json", "names no graphs"),
-    ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError"),
+    ("./src/agent.ts:graph", "`./src/agent.ts` is not a Python file; name one"), ("json:graph", "`json` has no `graph`; name a module that has a graph"),
+    ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError: No module named 'a_missing_module'; correct it, or install"),
     ("a_module:grpah", "has no `grpah`; did you mean `graph`?"), ("a_module:zzz", "has no `zzz`; its graphs are graph"),
-    ("a_module:send_mail", "is not a graph but StructuredTool"), ("a_module:needs", "needs `model`"),
+    ("a_module:send_mail", "is not a graph but StructuredTool; name one, like `my_agent:graph`"), ("a_module:needs", "needs `model`; name a function that needs at most"),
     ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"), ("a_module:leaves", "failed: SystemExit"),
 ])
 def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expected: str) -> None:
@@ -401,7 +425,7 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
         result = run("audit", "verify", other, *options)
         assert (result.exit_code, "no line is a record" in _error(result)) == (1, True)
     result = run("audit", "verify", "missing.jsonl")
-    assert result.exit_code == 2 and _error(result) == "error: config: missing.jsonl: No such file or directory"
+    assert result.exit_code == 2 and _error(result) == "error: config: missing.jsonl: there is no such file or folder; correct the path"
     assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2
 
 
