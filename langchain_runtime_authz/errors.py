@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -222,10 +222,18 @@ def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = 
     return f"`{name}`: {why}" if name else why
 
 
+_OF_FILES: Final[Mapping[type, str]] = {
+    FileExistsError: "the file exists; name a new one",
+    FileNotFoundError: "there is no such file or folder; correct the path",
+    IsADirectoryError: "it is a folder; name a file",
+    PermissionError: "this user may not use it; change its permissions, or name another",
+}
+
+
 def unreadable(exc: Exception) -> str:
     """Return why a text, JSON or YAML file cannot be used, with the line if known."""
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
+    if isinstance(exc, OSError):
+        return _OF_FILES.get(type(exc)) or exc.strerror or type(exc).__name__
     if isinstance(exc, UnicodeDecodeError):
         return f"byte {exc.start} is not UTF-8"
     if isinstance(exc, RecursionError):

@@ -30,9 +30,7 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # the class of Click, or of the
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
-Key = Annotated[
-    Keys, Option("--key", metavar="PEM", help="A private key to which the log's contents were sealed; name each one.")
-]
+Key = Annotated[Keys, Option("--key", metavar="PEM", help="A private key to which the log was sealed; name each one.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +201,7 @@ def reporting() -> Iterator[None]:
     except (UnicodeError, RecursionError) as exc:
         fail(ConfigError(f"what was given cannot be read: {unreadable(exc)}"))
     except OSError as exc:
-        why = "the file exists; name a new one" if isinstance(exc, FileExistsError) else exc.strerror
-        fail(ConfigError(f"{exc.filename or 'a file'}: {why or type(exc).__name__}"))
+        fail(ConfigError(f"{exc.filename or 'a file'}: {unreadable(exc)}"))
 
 
 @contextmanager
@@ -213,7 +210,7 @@ def reading(file: Path, line: int) -> Iterator[None]:
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
-        raise ConfigError(f"{file.name}: line {line} is not of an audit log or a trace") from exc
+        raise ConfigError(f"{file.name}: line {line} is not of an audit log or a trace; name such a file") from exc
 
 
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:

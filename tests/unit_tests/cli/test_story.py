@@ -85,7 +85,7 @@ def test_a_report_never_replaces_its_log(log: Path, tmp_path: Path) -> None:
 
 
 WRONG = {
-    "no such log": (("report", "nofile.jsonl"), "nofile.jsonl: No such file"),
+    "no such log": (("report", "nofile.jsonl"), "nofile.jsonl: there is no such file or folder; correct the path"),
     "thread": (("audit", "story", "nobody"), "has no record of the thread `nobody`; it has 2 threads: t, other"),
     "report": (("report", "nobody"), "has no record of the thread"),
     "decision": (("audit", "explain", "zz"), "no decision begins with `zz`"),
