@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated
 
 from typer import Argument
@@ -11,7 +12,7 @@ from langchain_runtime_authz.errors import RETRY, Code, ConfigError
 
 
 def codes(
-    names: Annotated[list[str] | None, Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
+    names: Annotated[list[str] | None, Argument(metavar="CODE", help="Codes; without one, all.")] = None,
 ) -> Printout:
     """Print reason codes: meaning, most frequent cause, remedy, and whether to retry.
 
@@ -20,7 +21,8 @@ def codes(
     found, lines = [], list[str]()
     for name in names or Code:
         if name not in Code.__members__.values():
-            raise ConfigError(f"`{name}` is not a code of this package; look for it in your policy")
+            near = [f"did you mean `{code}`?" for code in get_close_matches(name, [*Code], 1)]
+            raise ConfigError(f"`{name}` is not a code of this package; {(*near, 'look for it in your policy')[0]}")
         code = Code(name)
         told = {"means": code.meaning, "cause": code.cause, "do": code.remedy, "retry": RETRY[code.retry]}
         found.append({"code": code, **told})

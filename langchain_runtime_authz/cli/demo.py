@@ -19,7 +19,7 @@ EXPORT = 5  # seconds for a receiver to take the traces
 
 def demo(
     agentdojo: Annotated[
-        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
+        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (extra `agentdojo`).")
     ] = False,
     limit: Annotated[int | None, Option(min=1, help="With --agentdojo: how many attacked pairs; default: all.")] = None,
     audit: Annotated[

@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 def doctor(
-    target: Annotated[str | None, Argument(metavar="[GRAPH]", help="As for `inspect`.")] = None,
+    target: Annotated[str | None, Argument(metavar="GRAPH", help="As for `inspect`.")] = None,
     ledger: Annotated[str | None, Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
     audit: Annotated[Path | None, Option(metavar="FILE", help="Where the decision log is written.")] = None,
     keys: Annotated[Path | None, Option(metavar="DIR", help="The key directory.")] = None,

@@ -22,7 +22,7 @@ from typer import Argument
 from langchain_runtime_authz.cli._app import echo
 from langchain_runtime_authz.errors import ConfigError
 
-Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a factory of LangGraph's server.")
+Target = Argument(metavar="MODULE:GRAPH", help="A graph, a builder, or a factory like those of LangGraph's server.")
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool

@@ -71,7 +71,7 @@ and call it inside `with authz.run(subject="alice"):`. See docs/start.md. A pers
 
 def init(
     target: Annotated[
-        str, Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
+        str, Argument(metavar="GRAPH", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
     ] = "langgraph.json",
     yes: Annotated[bool, Option("--yes", help="Ask nothing: take fitting ready profiles; other tools ask.")] = False,
     answers: Annotated[Path | None, Option(metavar="FILE", help="Take the answers from a profile file.")] = None,

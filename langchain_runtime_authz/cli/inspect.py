@@ -27,8 +27,10 @@ def inspect(
         bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned.")
     ] = False,
     baseline: Annotated[Path | None, Option(metavar="FILE", help="With --fail-ungoverned: accept its rows.")] = None,
-    write_baseline: Annotated[Path | None, Option(metavar="FILE", help="Accept what is ungoverned now.")] = None,
-    profiles: Annotated[list[str] | None, Option(metavar="FILE", help="Tool profiles; may be repeated.")] = None,
+    write_baseline: Annotated[Path | None, Option(metavar="FILE", help="Write what is ungoverned now to FILE.")] = None,
+    profiles: Annotated[
+        list[str] | None, Option(metavar="FILE", help="Profiles or a ready set; may be repeated.")
+    ] = None,
 ) -> Printout:
     """Show the governed parts of a graph, at present and under `protect`.
 

@@ -36,12 +36,10 @@ Profiles = Annotated[list[str], Option("--profiles", metavar="FILE", help="Profi
 def explain(
     texts: Annotated[list[str], Argument(metavar="TEXT", help="What the user said, one text each; `-`: from stdin.")],
     profiles: Profiles,
-    after: Annotated[
-        list[str] | None, Option(metavar="TEXT", help="A message right before it; may be repeated, oldest first.")
-    ] = None,
+    after: Annotated[list[str] | None, Option(metavar="TEXT", help="The messages before it, oldest first.")] = None,
     planner: Annotated[str | None, Option(metavar="MODULE:MODEL", help="Let this chat model read the text.")] = None,
     graph: Annotated[str | None, Option(metavar="MODULE:GRAPH", help="Read as this graph's tools would.")] = None,
-    zone: Annotated[str | None, Option(metavar="ZONE", help="Whose date counts, like `Europe/Berlin`.")] = None,
+    zone: Annotated[str | None, Option(metavar="ZONE", help="The zone of `tomorrow`, like `Europe/Berlin`.")] = None,
 ) -> Printout:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
 

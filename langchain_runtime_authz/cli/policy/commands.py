@@ -28,7 +28,7 @@ app = App(
 )
 
 POLL: Final = 0.3  # seconds between looks at files
-PolicyPath = Annotated[Path | None, Argument(metavar="[POLICY]", help="Project, bundle or data.json.")]
+PolicyPath = Annotated[Path | None, Argument(metavar="POLICY", help="Project, bundle or data.json.")]
 Log = Annotated[Path, Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
 _STARTER = Path(__file__).with_name("starter")
@@ -165,9 +165,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None) -> Printout:
 @app.command("explain")
 def explain(
     log: Log,
-    decision_id: Annotated[
-        str | None, Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
-    ] = None,
+    decision_id: Annotated[str | None, Argument(metavar="DECISION", help="A decision's id, or its beginning.")] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
     key: Key = None,
 ) -> Printout:

@@ -131,6 +131,18 @@ def test_help_and_version(run: Callable[..., Any]) -> None:
     assert run("--version").output == f"runtime-authz {langchain_runtime_authz.__version__}\n"
 
 
+def test_an_optional_argument_has_one_pair_of_brackets() -> None:
+    """Typer writes them itself, so a name that has them too would have two."""
+    for command in ("init", "doctor", "codes", "policy explain"):
+        assert "[[" not in cli(*command.split(), "--help").stdout
+
+
+def test_a_code_that_is_almost_one_is_named() -> None:
+    """Any other word may be a code of the user's policy."""
+    for word, hint in (("stale_epok", "did you mean `stale_epoch`?"), ("zzz", "look for it in your policy")):
+        assert _error(cli("codes", word)).endswith(f"`{word}` is not a code of this package; {hint}")
+
+
 def test_demo_plays(run: Callable[..., Any]) -> None:
     """`demo` runs offline and prints what the twin lost."""
     result = run("demo")
