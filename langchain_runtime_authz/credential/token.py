@@ -47,7 +47,7 @@ JKT: Final = "jkt"
 TRANSACTION: Final = "txn"
 # Ours
 TENANT: Final = "tenant"
-SUBJECT_TYPE: Final = "sub_type"  # the user `alice` and the service `alice` are two principals
+SUBJECT_TYPE: Final = "sub_type"
 TASK: Final = "task"  # {id, epoch, digest, mandate}; the mandate's digest, if the task has one
 APPROVAL: Final = "approval"  # in a statement: {id, decision, graph, thread, epoch, tool, args_digest}
 # Members of the detail of type `CALL_TYPE`, next to RFC 9396's `actions` and `identifier`
@@ -168,7 +168,7 @@ class Credential(Sealed):
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
         claims: the claims, read-only: mappings and tuples instead of objects and arrays.
-        subject: the user or service on whose behalf the agent acts (`sub`).
+        subject: the user or service on whose behalf the agent acts (`sub`). `principal` has its type too.
         tenant: the tenant whose data the call concerns (`tenant`).
         audience: the one resource that may accept the token (`aud`).
         issuer: the issuer (`iss`).
@@ -188,6 +188,11 @@ class Credential(Sealed):
         if _seal is not _SEAL:
             raise TypeError("a Credential is made by `Verifier.verify` only")
         self.token, self.claims = token, freeze_claims(claims)
+
+    @property
+    def principal(self) -> str:
+        """Return `type:id`: the user `alice` and the service `alice` are two principals."""
+        return f"{self.claims[SUBJECT_TYPE]}:{self.subject}"
 
     @property
     def actor(self) -> str:

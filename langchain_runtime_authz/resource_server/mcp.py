@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, Final, Literal
 
 from starlette.requests import HTTPConnection
@@ -14,15 +14,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.authorization_details import check_whole_call
 from langchain_runtime_authz.digest import parse_object
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.asgi import read_body
-from langchain_runtime_authz.resource_server.server import BAD_REQUEST, ProtectedApp, ResourceServer, send_refusal
+from langchain_runtime_authz.resource_server.server import (
+    BAD_REQUEST,
+    NO_SESSION,
+    ProtectedApp,
+    ResourceServer,
+    send_refusal,
+)
 
 # Methods that need no token, because they do not reach a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
 MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
+MAX_SESSIONS: Final = 10_000  # whose owner is remembered, as many as the SDKs keep open
+_SESSION: Final = b"mcp-session-id"
 _STANDING: Final = "_GET_stream"  # the SDKs' name of the session's stream that a GET opens
 _BOM: Final = b"\xef\xbb\xbf"
 _EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # the end of a server-sent event
@@ -32,7 +40,8 @@ class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
     The request must have the token's tool and arguments (`credential.authorization_details.check_whole_call`). `initialize`,
-    `server/discover`, `ping` and `tools/list` need no token; every other request needs one. In a session, a
+    `server/discover`, `ping` and `tools/list` need no token; every other request needs one. A session belongs to the
+    subject of its first token, and another subject's request is answered as for an unknown session (404). In a session, a
     request is refused if an earlier one with its id is unanswered: the SDKs could send an answer to the wrong caller.
 
     Args:
@@ -63,11 +72,17 @@ class ProtectedMcp(ProtectedApp):
         self._prefix, self._accept = prefix, accept
         self._busy: set[int] = set()
         self._left: deque[int] = deque(maxlen=MAX_LEFT)
+        self._owners: OrderedDict[bytes, tuple[str, str, str] | None] = (
+            OrderedDict()
+        )  # by session; `None` before a token
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def bad() -> None:
             await send_refusal(self._server.refusal(BAD_REQUEST), scope, send)
 
+        sessions = _sessions(scope)
+        if len(sessions) > 1:
+            return await bad()
         if scope["type"] != "http" or scope["method"] != "POST":
             # A resumed stream repeats events, which could hold an unfiltered list.
             resumed = self._filters and any(name.lower() == b"last-event-id" for name, _ in scope["headers"])
@@ -79,14 +94,12 @@ class ProtectedMcp(ProtectedApp):
         except ValueError:
             return await bad()
         again = _again(body or b"", receive)
-        sessions = [value for name, value in scope["headers"] if name.lower() == b"mcp-session-id"]
         if not sessions or not {"id", "method"} <= message.keys():
-            await self._served(message, scope, again, send)
+            await self._served(message, scope, again, send if sessions else self._opening(send))
             return None
         named = message["id"]
         key = hash((*sessions, str(named)))
-        distinct = type(named) in (int, str) and named != _STANDING and len(sessions) == 1
-        if not distinct or key in self._busy or key in self._left:
+        if type(named) not in (int, str) or named == _STANDING or key in self._busy or key in self._left:
             return await bad()
         ended = False
 
@@ -108,7 +121,7 @@ class ProtectedMcp(ProtectedApp):
         if method == "tools/list" and self._filters:
             await self._admit(scope, again, self._listed(scope, send), self._server.of)
             return
-        if isinstance(method, str) and method in OPEN:
+        if isinstance(method, str) and method in OPEN and not (method == "initialize" and _sessions(scope)):
             await self._app(scope, again, self._with_nonce(send))
             return
         if method != "tools/call":
@@ -129,6 +142,33 @@ class ProtectedMcp(ProtectedApp):
             return credential
 
         await self._admit(scope, again, send, of)
+
+    def _opening(self, send: Send) -> Send:
+        """Return a `send` that notes the session that an answer opens."""
+
+        async def sending(message: Message) -> None:
+            for session in _sessions(message):
+                self._owners[session] = None
+                if len(self._owners) > MAX_SESSIONS:  # the forgotten one is answered as unknown
+                    self._owners.popitem(last=False)
+            await send(message)
+
+        return sending
+
+    async def _admit(
+        self, scope: Scope, receive: Receive, send: Send, of: Callable[[HTTPConnection], Awaitable[Any]]
+    ) -> None:
+        async def owning(connection: HTTPConnection) -> claim.Credential:
+            credential: claim.Credential = await of(connection)
+            for session in _sessions(scope):
+                owner = (credential.issuer, credential.tenant, credential.principal)
+                if session not in self._owners or (self._owners[session] or owner) != owner:
+                    raise CredentialError(NO_SESSION)
+                self._owners[session] = owner
+                self._owners.move_to_end(session)
+            return credential
+
+        await super()._admit(scope, receive, send, owning)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that lists only tools that the caller may see, or refuses."""
@@ -203,6 +243,11 @@ class ProtectedMcp(ProtectedApp):
         subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}
         call = {"action": {"name": "tools/call"}, "resource": {"type": "tool", "id": self._prefix + name}}
         return json.dumps({"subject": subject, **call, "context": {"agent": credential.actor}}).encode()
+
+
+def _sessions(headed: Scope | Message) -> list[bytes]:
+    """Return the session ids in the headers of a request or answer."""
+    return [value for name, value in headed.get("headers", ()) if name.lower() == _SESSION]
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

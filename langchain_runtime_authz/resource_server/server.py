@@ -33,10 +33,12 @@ from langchain_runtime_authz.resource_server.status import Status
 _log: Final = logging.getLogger(__name__)
 
 BAD_REQUEST: Final = "invalid_request"
+NO_SESSION: Final = "session_not_found"
 _WAIT: Final = (429, 503)
 # HTTP status and OAuth error by code; any other code is an invalid token
 _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     BAD_REQUEST: (400, BAD_REQUEST),
+    NO_SESSION: (404, None),
     Code.CREDENTIAL_MISSING: (401, None),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
     Code.CREDENTIAL_CALL: (403, "insufficient_scope"),
@@ -86,7 +88,9 @@ class BearerServer(Generic[T_co]):
             headers.append(("DPoP-Nonce", nonce))
         status, error = _ANSWERS.get(code, (401, "invalid_token"))
         if status in _WAIT:
-            return Refusal(status, (*headers, ("Retry-After", "1")), code)
+            headers.append(("Retry-After", "1"))
+        if status in (404, *_WAIT):
+            return Refusal(status, tuple(headers), code)
         said = 'realm="api"'
         if error is not None:
             said += f', error="{error}", error_description="{code}"'

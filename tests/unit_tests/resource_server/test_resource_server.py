@@ -27,6 +27,7 @@ from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
@@ -546,6 +547,10 @@ class Streams:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         message = json.loads((await receive())["body"])
+        if message["method"] == "initialize":
+            opened = [(b"mcp-session-id", message["params"]["opens"].encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": opened})
+            return await send({"type": "http.response.body", "body": b"{}"})
         stream = (dict(scope["headers"]).get(b"mcp-session-id", b"").decode(), str(message["id"]))
         self.streams[stream] = asyncio.Queue()
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -565,6 +570,8 @@ async def collided(app: Any, inner: Streams, first: Any, second: Any, *, method:
             headers = {"Authorization": f"Bearer {token(grant=Grant(tools=['pay']))}"} if message["method"] != "ping" else {}
             return client.post("/mcp", headers={**headers, "Mcp-Session-Id": session}, json=message)
 
+        for opens in sessions:
+            await client.post("/mcp", json={"id": 1, "method": "initialize", "params": {"opens": opens}})
         waits = asyncio.create_task(post(sessions[0], id=first, method=method, params={"waits": True}))
         while not inner.streams:
             await asyncio.sleep(0)
@@ -617,6 +624,61 @@ def test_an_id_of_a_session_names_one_stream(named: Any) -> None:
     assert asked(app, [("Mcp-Session-Id", "s"), ("Mcp-Session-Id", "t")], "/mcp", json={**message, "id": 1}).status_code == 400
     assert reached == []
     assert asked(app, {}, "/mcp", json=message).status_code == 200  # without a session nothing is shared
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "another user": {"subject": Subject(type="user", id="mallory")},
+    "a service of this name": {"subject": Subject(type="service", id="alice")},
+    "another tenant": {"tenant": "other"},
+}
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "unenforced"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_session_belongs_to_the_subject_of_its_first_token(other: str, protected: bool) -> None:
+    """Another one's token opens no stream in it, answers nothing that it was asked, and does not end it."""
+    reached: list[str] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        reached.append(message["body"].decode() or scope["method"])
+        opened = [] if b"mcp-session-id" in dict(scope["headers"]) else [(b"mcp-session-id", b"s")]
+        await send({"type": "http.response.start", "status": 200, "headers": opened})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app = ProtectedMcp(inner, server(tenant=None)) if protected else inner
+
+    async def said(who: dict[str, Any], method: str = "POST", session: str = "s", **message: Any) -> int:
+        headers = {"Authorization": f"Bearer {token(**who)}", "Mcp-Session-Id": session}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+            return (await client.request(method, "/mcp", headers=headers, **({"json": message} if message else {}))).status_code
+
+    assert asked(app, {}, "/mcp", json={"id": 1, "method": "initialize"}).headers["mcp-session-id"] == "s"
+    reached.clear()
+    assert asyncio.run(said({}, id=1, method="resources/read")) == 200
+    theirs = [said(OTHERS[other], id=0, result={"action": "accept"}), said(OTHERS[other], id=2, method="initialize"),
+              said(OTHERS[other], id=3, method="resources/read"), said(OTHERS[other], "GET"), said(OTHERS[other], "DELETE")]  # fmt: skip
+    assert [asyncio.run(each) for each in theirs] == [404 if protected else 200] * 5
+    assert len(reached) == (1 if protected else 6)
+    mine = [said({"jti": "j-2", "txn": "run-2"}, id=0, result={}), said({}, "GET"), said({}, "DELETE")]
+    assert [asyncio.run(each) for each in mine] == [200] * 3
+    assert asyncio.run(said({}, session="unknown", id=1, method="resources/read")) == (404 if protected else 200)
+
+
+def test_a_session_that_was_forgotten_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client then opens another. Sessions in use are remembered longest."""
+    monkeypatch.setattr("langchain_runtime_authz.resource_server.mcp.MAX_SESSIONS", 2)
+    app = ProtectedMcp(Streams(), server())
+
+    def used(session: str) -> int:
+        headers = {"Authorization": f"Bearer {token()}", "Mcp-Session-Id": session}
+        return asked(app, headers, "/mcp", json={"id": 1, "method": "resources/read"}).status_code
+
+    for session in ("s", "t"):
+        asked(app, {}, "/mcp", json={"id": 1, "method": "initialize", "params": {"opens": session}})
+    assert used("s") == 200
+    asked(app, {}, "/mcp", json={"id": 1, "method": "initialize", "params": {"opens": "u"}})
+    assert [used(session) for session in ("s", "t", "u")] == [200, 404, 200]
 
 
 # --- introspection -------------------------------------------------------------------------------------
