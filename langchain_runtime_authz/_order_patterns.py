@@ -66,15 +66,15 @@ def parse_pattern(pattern: str) -> Pattern:
     return parsed
 
 
-def first_items(pattern: Pattern) -> set[str]:
+@lru_cache(maxsize=4096)
+def first_items(pattern: Pattern) -> frozenset[str]:
     """Return the items with which a match may begin; also "" if a match may be empty."""
-    found = {""}
+    found = frozenset({""})
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
         begin = {first for way in ways for first in first_items(way)} if ways else {item}
         found = (found - {""}) | {first for first in begin if isinstance(first, str)}
-        if isinstance(item, Options):
-            found.add("")
+        found |= {""} if isinstance(item, Options) else set()
         if "" not in found:
             break
     return found
