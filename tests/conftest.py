@@ -3,13 +3,14 @@
 By default, the profile `ci`, they are the same each time and a fifth of what a test says, or twelve: what a tier says of a
 commit is true of it tomorrow too. The search is the long tier's: `HYPOTHESIS_PROFILE=new` draws new ones, all that a test says;
 `HYPOTHESIS_PROFILE=long` draws ten times as many. Of cases that are each sync and async, CI plays the one of the first case, the
-other of the second, and so on: in a test of four cases or more, and over all tests of a file of attacks. The long tier plays both.
+other of the second, and so on: in a test of four cases or more, and over all tests of a file of attacks or properties. The long
+tier plays both.
 
 No property fails for its time: a machine may be slow, or do other things too.
 
 What hosts compute again at each call is kept for the process: typer's commands, what pydantic asks of a default factory for
 each field of each message that is shown, the schema of a mandate, that of a tool that is defined again by the same code, and
-what LangGraph looks for in the code of each node of each graph.
+what LangGraph looks for in the code of each node of each graph. Which characters UTF-8 has is not tried out.
 The tests of a file share a worker, so what a file keeps is made once.
 """
 
@@ -26,6 +27,8 @@ from typing import Any
 import pytest
 import typer.testing
 from hypothesis import HealthCheck, settings
+from hypothesis.internal import charmap
+from hypothesis.internal.intervalsets import IntervalSet
 from langchain_core.tools import base, structured
 from langgraph.pregel import _utils
 from pydantic import fields
@@ -48,6 +51,8 @@ settings.load_profile(PROFILE)
 typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined]
 fields._fields.takes_validated_data_argument = cache(fields._fields.takes_validated_data_argument)  # type: ignore[attr-defined]
 
+_utf8, _characters = (IntervalSet(((0, 0xD7FF), (0xE000, sys.maxunicode))), IntervalSet(())), charmap.intervals_from_codec
+charmap.intervals_from_codec = lambda codec: _utf8 if codec == "utf-8" else _characters(codec)
 
 _schemas: dict[Any, Any] = {}
 
@@ -112,10 +117,10 @@ def _in_turn(items: list[Any]) -> list[Any]:
     turns: Counter[str] = Counter()
     left = set()
     for test, cases in tests.items():
-        many, attacks = len(cases) >= 4, test.startswith("tests/attack/")
+        many, over_all = len(cases) >= 4, test.startswith(("tests/attack/", "tests/property/"))
         for both in cases.values():
-            if len(both) == 2 and (many or attacks):
-                turn = test.partition("::")[0] if attacks else test
+            if len(both) == 2 and (many or over_all):
+                turn = test.partition("::")[0] if over_all else test
                 left.add(both[turns[turn] % 2])
                 turns[turn] += 1
     return [item for item in items if item not in left]
