@@ -445,7 +445,7 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
     ("learn", "{}"), ("learn", "trace.jsonl", "--profiles", "{}"), ("inspect", "{}"),
     ("init", "g.py:graph", "--yes", "--write", "{}"),
 ])
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"[" * 1_500], ids=["binary", "nested"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"[\n" * 1_500], ids=["binary", "nested"])
 def test_unreadable_files_are_one_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes
 ) -> None:
@@ -501,7 +501,7 @@ def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
 
 UNUSABLE: dict[str, bytes | None] = {
     "missing": None, "empty": b"", "binary": bytes(range(256)), "no-yaml": b"tools: [1,\n b: }\n",
-    "no-json": b'{"a": 1,,}\n', "a-list": b"[1]\n", "deep": b"[" * 1_500,
+    "no-json": b'{"a": 1,,}\n', "a-list": b"[1]\n", "deep": b"[\n" * 1_500,
 }
 EXAMPLES = Path(__file__).parents[3] / "examples"
 READERS = (
