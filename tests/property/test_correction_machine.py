@@ -352,7 +352,7 @@ class CorrectionMachine(RuleBasedStateMachine):
         assert not [t for t in told if MACHINES in t]
 
 
-EXAMPLES = int(os.environ.get("LRA_CORRECTIONS", "100"))
+EXAMPLES = int(os.environ.get("LRA_CORRECTIONS", "40"))
 SEED = os.environ.get("LRA_SEED")
 AT_ONCE = 500  # examples of one shard: several processes share the shards, and each that ends is progress seen
 

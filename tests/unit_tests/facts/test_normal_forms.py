@@ -123,23 +123,23 @@ def test_all_texts_of_a_task_count() -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "'a" * 50_000, "> ```\n" * 16_000, "a.com " * 16_000, "a" * 100_000, "a@" * 50_000, "1 " * 50_000,
-    "1,111" * 20_000, "AB12" * 25_000, "AB12 AAAA " * 10_000, "http://" * 14_000, "(1) " * 25_000, "." * 100_000,
-    "jan " * 25_000, "12:" * 33_000, "@" * 100_000, "\u0301" * 100_000, "\u0301\u0323" * 100_000, " " * 100_000, "+1 " * 33_000,
+    "'a" * 25_000, "> ```\n" * 8_000, "a.com " * 8_000, "a" * 50_000, "a@" * 25_000, "1 " * 25_000,
+    "1,111" * 10_000, "AB12" * 12_000, "AB12 AAAA " * 5_000, "http://" * 7_000, "(1) " * 12_000, "." * 50_000,
+    "jan " * 12_000, "12:" * 16_000, "@" * 50_000, "\u0301" * 50_000, "\u0301\u0323" * 50_000, " " * 50_000, "+1 " * 16_000,
 ], ids=lambda t: ascii(t[:10]))
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     began = time.process_time()
     mentions_in(text)
-    assert not UserWords([text, text]).said(("text:nowhere",)) and time.process_time() - began < 2
+    assert not UserWords([text, text]).said(("text:nowhere",)) and time.process_time() - began < 1
 
 
-@pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=lambda t: ascii(t[:2]))
+@pytest.mark.parametrize("text", ["\u0301\u0323" * 25_000, "\uff9e\u0301" * 25_000, "\u0f73\u0301" * 25_000], ids=lambda t: ascii(t[:2]))
 @pytest.mark.parametrize("scan", [tidy, skeleton, one_line, TextWords, lambda t: holds_unbacked(t, "")], ids=["tidy", "skeleton", "inert", "words", "unbacked"])
 def test_combining_marks_take_linear_time(scan: Callable[[str], object], text: str) -> None:
     began = time.process_time()
     scan(text)
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFKC", "NFKD"])

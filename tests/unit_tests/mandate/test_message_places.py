@@ -52,9 +52,9 @@ def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: i
 )
 def test_the_search_for_material_is_linear(text: str) -> None:
     began = time.process_time()
-    material_spans(("am " + text * 250_000)[:249_999] + "x")
-    material_spans((text * 250_000)[:249_999] + "x")
-    assert time.process_time() - began < 3
+    material_spans(("am " + text * 125_000)[:124_999] + "x")
+    material_spans((text * 125_000)[:124_999] + "x")
+    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize("text", ["instead of " * 1_700 + ";", "该" * 19_000, ", and pay the bill" * 1_000, "the " * 4_000 + "!", "please, " * 2_000, "and " * 4_000, "for " * 4_000, "a:" * 9_000, "\ue000 x, " * 4_000])
@@ -62,6 +62,6 @@ def test_the_reading_of_a_sentence_is_linear(text: str) -> None:
     segment, began = Segment("", 0, text), time.process_time()
     unclear(text, (), Known(verbs=frozenset({"pay"}), told=True))
     changes_nothing(text, Known())
-    for _ in range(64):  # places of a value
+    for _ in range(16):  # places of a value
         segment.refused(0)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 3
