@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from importlib import resources
+from itertools import product
 from typing import Any, get_args
 
 import cedarpy
@@ -115,20 +116,18 @@ def test_the_sample(sample: CedarPDP, wasm: WasmPDP, overrides: dict[str, object
 @pytest.mark.parametrize("effect", EFFECTS)
 def test_the_sample_is_the_shipped_data(sample: CedarPDP, wasm: WasmPDP, effect: str) -> None:
     """Of each effect, standing and effect that it sets going, the same outcome for the same reasons."""
-    every = [
+    every = product(
+        (("none", []), ("external", ["confidential"])), get_args(CallStanding), (True, False), (True, False),
+        (None, "permit", "ask", "deny"), ((), ("read",), ("fetch",), ("pay",), ("fetch", "admin")),
+    )  # fmt: skip
+    asked = [
         example_request({
             EFFECT: effect, "resource.properties.sink": sink, "context.history.classes_held": held, STANDING: standing, BACKED: backed,
             "resource.properties.profiled": profiled, **({VERDICT: verdict} if verdict else {}),
             "resource.properties.reaches": [{"effect": e, "sink": "none", **({"verdict": "ask"} if e == "pay" else {})} for e in reached],
         })
-        for sink, held in (("none", []), ("external", ["confidential"]))
-        for standing in get_args(CallStanding)
-        for backed in (True, False)
-        for profiled in (True, False)
-        for verdict in (None, "permit", "ask", "deny")
-        for reached in ((), ("read",), ("fetch",), ("pay",), ("fetch", "admin"))
+        for (sink, held), standing, backed, profiled, verdict, reached in part([*every], 13, EFFECTS.index(effect))
     ]  # fmt: skip
-    asked = part(every, 13, EFFECTS.index(effect))
     told = [[(d.outcome, d.reasons) for d in Evaluator(p, deadline=60).evaluate([r.to_json() for r in asked])] for p in (sample, wasm)]
     assert told[0] == told[1]
     assert {o for o, _ in told[0]} == {"permit", "deny", "approval_required"}
