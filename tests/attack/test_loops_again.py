@@ -106,8 +106,13 @@ CASES = [*product(
 )]
 
 
-# In CI, a tool gets its arguments or the call, in turn: it reads them itself, in any graph and after any answer.
-@pytest.mark.parametrize(("case", "send"), chosen([*product(CASES, SEND)], lambda each: each[1] == ("args", "call")[CASES.index(each[0]) % 4 // 2]))
+def _in_ci(each: Any) -> bool:
+    """A tool gets its arguments or the call, and the calls differ or are alike, in turn: in any graph and after any answer."""
+    at = CASES.index(each[0])
+    return at % 2 == (at // 2 + at // 18) % 2 and each[1] == ("args", "call")[at // 2 % 2]
+
+
+@pytest.mark.parametrize(("case", "send"), chosen([*product(CASES, SEND)], _in_ci))
 def test_each_call_of_a_message_hears_its_own_answer(case: Any, send: str) -> None:
     """A task that runs again finds its call, though an answer in words took it out of the plan and an equal call ran."""
     graph_of, decided, names = case
