@@ -10,12 +10,10 @@ from tests.attack.emitters import HUMAN, IBAN, MACHINE, SYNC, Scene
 
 from ._kit import *
 
-STEPS = int(os.environ.get("LRA_STEPS", "150"))
+STEPS = int(os.environ.get("LRA_STEPS", "100"))
 
 
-moves = pytest.mark.parametrize(
-    ("act", "epochs"), [*((act, 0) for act in MACHINE), *((act, 1) for act in HUMAN)], ids=lambda a: getattr(a, "__name__", str(a))
-)
+MOVES = [*((act, 0) for act in MACHINE), *((act, 1) for act in HUMAN)]
 
 
 def check_moves(scene: Scene, act: Any, epochs: int) -> None:
@@ -27,7 +25,7 @@ def check_moves(scene: Scene, act: Any, epochs: int) -> None:
     assert epochs or not any(IBAN in t.text for t in scene.log)
 
 
-@moves
+@pytest.mark.parametrize(("act", "epochs"), MOVES)
 def test_a_human_rotates_and_a_machine_does_not(act: Any, epochs: int) -> None:
     """Alone, and once more when it is done again, on a thread that has a past."""
     check_moves(Scene(InMemorySaver()), act, epochs)

@@ -107,7 +107,7 @@ class Package:
         self.log = store.folder / f"{name}.jsonl"
 
     def _env(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**os.environ, "PYTHONPATH": str(self.tree)}
 
     def schema(self, command: str, *args: str) -> int:
         """Run a command of the ledger's owner and return the schema's version."""
