@@ -103,6 +103,10 @@ def _good() -> Iterator[tuple[Any, ...]]:
     yield "five seconds before it was issued", token, {"now": NOW - 5}
     yield "one argument of several", token, {"args": {"amount": 98.7}}
     yield "a text for a number", token, {"args": {"amount": "98.70"}}
+    yield "a comma in a text for a number", token, {"args": {"amount": "98,7"}}
+    yield "a plus sign in a text for a number", token, {"args": {"amount": "+98.7"}}
+    yield "digits of another script in a text for a number", token, {"args": {"amount": "\u0669\u0668.\u0667"}}
+    yield "an exponent in a text for a number", token, {"args": {"amount": "9.87e1"}}
     yield "blanks around a text", token, {"args": {"recipient": " DE21500105170123456789 "}}
     yield "an argument that was not given", token, {"args": {"on": None}}
     yield "the step that is demanded", token, {"step": "pay"}

@@ -6,14 +6,15 @@ is canonical (RFC 8785) and the value in normal form, so that a service can reco
 salt is in the token, so a reader of the token can test a guess of a value.
 
 In normal form an amount is a number, and a text has no blanks around it. If a token holds a number, a service may pass
-the same number as a text, because paths and forms hold only texts.
+it as a text like `-98.70`, because paths and forms hold only texts. Services read other texts in different ways.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
@@ -27,6 +28,7 @@ from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,10})?")
 ORDERED: Final = ("covered", names.APPROVED)
 """What a service accepts by default: calls that the mandate covers, and calls that an approver approved."""
 
@@ -65,13 +67,18 @@ def authorization_details(
     if profile.side_effect:
         detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
     decisive = {name: bound_value(args, name) for name in _decisive(profile, args)}
-    values = _normal_arguments(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
+    amounts = {name for name, kind in profile.critical.items() if kind == "amount"}
+    values = _normal_arguments(decisive, _amount, amounts)
     if values is None:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"the arguments of `{tool}`")
     for entry in _entries(values, salt, plain=profile.token == "plain"):  # noqa: S105  (a mode)
         found = {**detail, **entry}
         if len(rfc8785.dumps(found)) <= MAX_DETAIL:
             break
+    if names.ARGUMENTS_DIGEST in found and profile.side_effect:  # an open argument has no bound member then
+        bound = [f"{name}." for name in (*profile.critical, *profile.when)]
+        left_open = [n for n in found[names.OPEN_ARGUMENTS] if not any(name.startswith(f"{n}.") for name in bound)]
+        found[names.OPEN_ARGUMENTS] = left_open
     return [found]
 
 
@@ -86,7 +93,13 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 def _beyond(args: Mapping[str, Any], covered: Collection[str]) -> list[str]:
     """Return the names of arguments that `covered` does not fully cover."""
     roots = {name.partition(".")[0] for name in covered}
-    return sorted(n for n, v in args.items() if n not in roots or any(True for _ in uncovered(n, v, covered)))
+    open_names = (n for n, v in args.items() if n not in roots or any(True for _ in uncovered(n, v, covered)))
+    return sorted(n for n in open_names if not (n in covered and _is_name(args, n)))
+
+
+def _is_name(args: Mapping[str, Any], path: str) -> bool:
+    """Return True if `path` is the name of an argument, not the path of a member."""
+    return path in args and path.partition(".")[0] not in args
 
 
 def bound_value(args: Mapping[str, Any], path: str) -> Any:
@@ -95,7 +108,7 @@ def bound_value(args: Mapping[str, Any], path: str) -> Any:
     A list is read item by item: `None` stands for an item without the member. A list of one item becomes the item, and
     a list of nothing but `None` becomes `None`.
     """
-    name, *inner = path.split(".")
+    name, *inner = [path] if _is_name(args, path) else path.split(".")
     value: Any = args.get(name)
     for step in inner:
         value = [v.get(step) if isinstance(v, Mapping) else v for v in (value if isinstance(value, list) else [value])]
@@ -113,27 +126,41 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
     yield {names.SALT: salt, names.ARGUMENTS_DIGEST: _digest_of_all(salt, values)}
 
 
-def _normal_arguments(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form, or `None`. `numbers`: names of amounts."""
+def _normal_arguments(
+    args: Mapping[str, Any], read: Callable[[str], Any], only: Collection[str] | None = None
+) -> dict[str, Any] | None:
+    """Return arguments in normal form, or `None`.
+
+    `read` reads the texts of the arguments in `only`, or of all.
+    """
     try:
-        return {name: _normal(value, name in numbers) for name, value in as_json(dict(args)).items()}
+        held = as_json(dict(args))
+        return {name: _normal(v, read if only is None or name in only else str.strip) for name, v in held.items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
         return None
 
 
-def _normal(value: Any, number: bool) -> Any:
-    """Return a value's normal form: a stripped text or, if `number`, a number."""
+def _normal(value: Any, read: Callable[[str], Any]) -> Any:
+    """Return a value in normal form. `read` reads each text in it."""
     if isinstance(value, dict):
-        return {name: _normal(held, number) for name, held in value.items()}
+        return {name: _normal(held, read) for name, held in value.items()}
     if isinstance(value, list):
-        return [_normal(held, number) for held in value]
-    if not isinstance(value, str) or not (found := forms_of(value)):
-        return value
-    read = [Decimal(form[4:]) for form in found if form.startswith("num:")]
-    if not number or len(read) != 1:  # `1,200` may mean two numbers
-        return value.strip()
+        return [_normal(held, read) for held in value]
+    return read(value) if isinstance(value, str) else value
+
+
+def _amount(text: str) -> Any:
+    """Return the only number that a model can mean by a text, or the stripped text."""
+    read = [Decimal(form[4:]) for form in forms_of(text) or () if form.startswith("num:")]
+    if len(read) != 1:  # `1,200` may mean two numbers
+        return text.strip()
     # Such a number has at most 15 digits, which a double holds exactly.
     return int(read[0]) if read[0] == read[0].to_integral_value() else float(read[0])
+
+
+def _decimal(text: str) -> Any:
+    """Return the number that every service reads in a text, or the stripped text."""
+    return float(text.strip()) if _DECIMAL.fullmatch(text.strip()) else text.strip()
 
 
 def argument_digest(salt: str, name: str, value: Any) -> str:
@@ -177,7 +204,7 @@ def check_call(
     arguments, or an argument that the token does not hold).
     """
     detail = _call(credential, tool)
-    as_text, as_number = _normal_arguments(args, ()), _normal_arguments(args, args)
+    as_text, as_number = _normal_arguments(args, str.strip), _normal_arguments(args, _decimal)
     if step is not None and detail.get(names.STEP) != step:
         _refuse("the step")
     approved = detail.get(names.APPROVED) is True and names.APPROVED in (accept or ())
@@ -204,13 +231,14 @@ def check_whole_call(
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)
-    if held is None:
-        _refuse("the names of the arguments")
-    if others is not None:
-        given = {name: value for name, value in args.items() if value is not None}
-        if added := _beyond(given, {*held, *others}):
-            _refuse(f"the argument `{added[0]}`")
-    check_call(credential, tool=tool, args={name: bound_value(args, name) for name in held}, accept=accept)
+    given = {name: value for name, value in args.items() if value is not None}
+    if held is None:  # one digest over all arguments of a side effect that its profile does not leave open
+        if others is None:
+            _refuse("the names of the arguments")
+        held = {name: None for name in given if name not in others}
+    elif others is not None and (added := _beyond(given, {*held, *others})):
+        _refuse(f"the argument `{added[0]}`")
+    check_call(credential, tool=tool, args={name: bound_value(given, name) for name in held}, accept=accept)
 
 
 def _call(credential: names.Credential, tool: str) -> Mapping[str, Any]:
@@ -228,7 +256,7 @@ def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)
-    values = _normal_arguments(shown, ()) if isinstance(shown, Mapping) else None
+    values = _normal_arguments(shown, str.strip) if isinstance(shown, Mapping) else None
     salt = str(detail.get(names.SALT))
     return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
 

@@ -71,7 +71,7 @@ function checkCall(details, { tool, args, step, accept }) {
 
 // A text may stand for the number that the token holds.
 function readings(value) {
-  const decimal = (text) => (/^[-+]?\d{1,15}(\.\d{1,10})?$/.test(text) ? Number(text) : text);
+  const decimal = (text) => (/^-?\d{1,15}(\.\d{1,10})?$/.test(text) ? Number(text) : text);
   return [trimmed(value), trimmed(value, decimal)];
 }
 

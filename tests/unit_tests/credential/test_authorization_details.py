@@ -81,8 +81,50 @@ def test_a_detail_is_at_most_4_kb(profile: ToolProfile, extra: int, member: str 
     assert refused(credential, args={**all_of_them, "argument_5": 6}) == "credential_call"
     if member:
         assert refused(credential, args={"recipient": args["recipient"]}) == "credential_call"
+    check_whole_call(credential, tool="send_money", args={**args, "note": "any", "size": 5})
+    for other in ({"argument_5": 6}, {"amount": 1}, {"added": 1}, {"argument_5": None}, {"account": {"id": 7}}):
         with pytest.raises(CredentialError, match="credential_call"):
-            check_whole_call(credential, tool="send_money", args=args)
+            check_whole_call(credential, tool="send_money", args={**args, **other})
+
+
+def test_one_digest_leaves_no_bound_member_open() -> None:
+    """The names of the bound members are not in such a token: the whole argument is then demanded."""
+    profile = ToolProfile(effect="write", critical={"meta.to": "principal"}, free=("meta", "size"))
+    args = {f"argument_{i}": i for i in range(300)}
+    (detail,) = details = call_details(args, profile)
+    assert detail["open_arguments"] == ["size"]
+    check_whole_call(believed(details), tool="send_money", args=args)
+    with pytest.raises(CredentialError, match="credential_call"):
+        check_whole_call(believed(details), tool="send_money", args={**args, "meta": {"to": "eve"}})
+
+
+WRITES = ToolProfile(effect="write", critical={"to": "principal"}, text=("note.en",))
+
+
+@pytest.mark.parametrize(("given", "met"), [
+    ({}, True), ({"note.en": "another text"}, True), ({"user.id": "eve"}, False), ({"user.id": None}, False),
+    ({"user": {"id": "bob"}}, False), ({"user": {"id": "eve"}, "user.id": None}, False),
+    ({"user": {"id": "bob", "cc": "eve"}, "user.id": None}, False), ({"user": None, "user.id": "eve"}, False),
+], ids=str)
+def test_a_name_may_have_a_dot(given: Any, met: bool) -> None:
+    """The argument `user.id` cannot be given twice, as itself and as the member `id` of `user`."""
+    args = {"to": "ann", "user.id": "bob", "note.en": "a text"}
+    credential = believed(call_details(args, WRITES))
+    assert refused(credential, args={"user.id": "bob"}) is None
+    try:
+        check_whole_call(credential, tool="send_money", args={**args, **given})
+    except CredentialError as exc:
+        assert (exc.code, met) == ("credential_call", False)
+    else:
+        assert met
+
+
+def test_an_absent_member_is_not_given_by_a_name() -> None:
+    profile = ToolProfile(effect="write", critical={"user.id": "principal"})
+    credential = believed(call_details({}, profile))
+    for given in ({"user.id": "eve"}, {"user": None, "user.id": "eve"}):
+        with pytest.raises(CredentialError, match="credential_call"):
+            check_whole_call(credential, tool="send_money", args=given)
 
 
 def test_a_long_plain_value_is_a_digest() -> None:
@@ -107,6 +149,10 @@ def test_an_argument_without_json_form_has_no_token(value: Any) -> None:
     ({"amount": 100.0}, {"amount": 100}, True), ({"amount": 98.7}, {"amount": 987}, False),
     ({"amount": 98.7}, {"amount": -98.7}, False), ({"amount": 98.7}, {"amount": "98.7 EUR"}, False),
     ({"amount": 1}, {"amount": True}, False),
+    # A service may read such a text as 987, or as nothing.
+    ({"amount": 98.7}, {"amount": "98,7"}, False), ({"amount": 98.7}, {"amount": "+98.7"}, False),
+    ({"amount": 98.7}, {"amount": "\u0669\u0668.\u0667"}, False), ({"amount": 987}, {"amount": "9.87e2"}, False),
+    ({"amount": 1200}, {"amount": "1 200"}, False), ({"amount": -5}, {"amount": " -5.0 "}, True),
     ({"amount": "1,200"}, {"amount": 1200}, False),  # or 1.2
     ({"amount": "1,200"}, {"amount": 1.2}, False),
     # A text is itself, without the blanks around it.
