@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, runtime_checkable
@@ -118,15 +118,15 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
 
 
 def compare_withdrawn(
-    ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
+    ledger: Ledger, ring: KeyRing, scopes: Callable[[str], Iterable[Scope]], withdraw: Callable[[str], None]
 ) -> None:
     """Withdraw the compromised keys. Raise if a ring publishes a withdrawn one."""
     gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
     for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
-        revoked = ledger.load(scope(kid), Query()).revoked
-        if kid in gone and not revoked:  # compromised by the command line while the application did not run
+        revoked = [ledger.load(scope, Query()).revoked for scope in scopes(kid)]
+        if kid in gone and not all(revoked):  # compromised by the command line while the application did not run
             withdraw(kid)
-        elif revoked and kid not in gone:
+        elif any(revoked) and kid not in gone:
             raise ConfigError(f"the key {kid} was withdrawn, and is back; `runtime-authz keys compromise` withdraws it")
 
 

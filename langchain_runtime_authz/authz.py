@@ -43,12 +43,12 @@ from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
-from langchain_runtime_authz.pep.mint_tokens import key_scope
+from langchain_runtime_authz.pep.mint_tokens import key_scopes
 from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.pep.session import Session
-from langchain_runtime_authz.pep.thread_acts import revoke_agents
+from langchain_runtime_authz.pep.thread_acts import withdraw_key
 from langchain_runtime_authz.tool_profile import Source, load_profiles
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class RuntimeAuthz(Threads):
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
         if self._ring is not None:
             self._ring.on_compromise(self._withdraw_key)
-            of_key = partial(key_scope, tenant, issuer.issuer)
+            of_key = partial(key_scopes, tenant, issuer.issuer)
             parts.compare_withdrawn(self.ledger, self._ring, of_key, self._withdraw_key)
         self.run_opener = RunOpener(
             self._engine,
@@ -367,7 +367,7 @@ class RuntimeAuthz(Threads):
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
     def _withdraw_key(self, kid: str) -> None:
-        drive(self._engine, revoke_agents(key_scope(self.tenant, self.issuer.issuer, kid), ()))
+        drive(self._engine, withdraw_key(*key_scopes(self.tenant, self.issuer.issuer, kid)))
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:

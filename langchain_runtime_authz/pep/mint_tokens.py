@@ -64,9 +64,9 @@ def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
     return declared if allowed is None else tuple(a for a in declared if a in allowed)
 
 
-def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Return the ledger scope under which a compromised key is revoked."""
-    return Scope(tenant, issuer, KEYS, kid)
+def key_scopes(tenant: str, issuer: str, kid: str) -> tuple[Scope, Scope]:
+    """Return the scopes that revoke a key: of all tenants, and of one."""
+    return Scope(KEYS, issuer, KEYS, kid), Scope(tenant, issuer, KEYS, kid)
 
 
 def mint_for_agent(

@@ -167,6 +167,12 @@ def revoke_agents(scope: Scope, agent: tuple[str, ...], by: str = "", reason: st
     yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
+def withdraw_key(of_all: Scope, own: Scope) -> Flow[None]:
+    """Revoke a signing key under its two scopes (`mint_tokens.key_scopes`)."""
+    yield from _commit(of_all, Revoke(()))
+    yield from revoke_agents(own, ())
+
+
 def reinstate_agents(
     engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = ""
 ) -> Flow[None]:

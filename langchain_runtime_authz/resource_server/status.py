@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.ledger.base import Ledger, Query
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
-from langchain_runtime_authz.pep.mint_tokens import key_scope
+from langchain_runtime_authz.pep.mint_tokens import key_scopes
 
 
 @runtime_checkable
@@ -37,10 +37,11 @@ class LedgerStatus:
         self._ledger, self._kill_switch = ledger, kill_switch
 
     async def status(self, credential: Credential) -> str:
-        scope = key_scope(credential.tenant, credential.issuer, credential.kid)
-        killed = self._kill_switch is not None and self._kill_switch.engaged
-        if killed or (await self._ledger.aload(scope, Query())).revoked:
+        if self._kill_switch is not None and self._kill_switch.engaged:
             return "revoked"
+        for scope in key_scopes(credential.tenant, credential.issuer, credential.kid):
+            if (await self._ledger.aload(scope, Query())).revoked:
+                return "revoked"
         return await self._ledger.astatus(credential.tenant, credential.jti)
 
 

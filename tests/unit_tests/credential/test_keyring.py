@@ -236,13 +236,13 @@ def test_a_compromise_while_nothing_ran_reaches_the_ledger(directory: Path) -> N
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.ledger.base import Query
     from langchain_runtime_authz.ledger.memory import MemoryLedger
-    from langchain_runtime_authz.pep.mint_tokens import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scopes
     from langchain_runtime_authz.testing import StaticPDP
 
     bad, ledger = opened(directory).active.kid, MemoryLedger()
     opened(directory).compromise(bad)
     made = [RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, issuer=LocalIssuer(opened(directory))) for _ in "12"]
-    of = lambda kid: ledger.load(key_scope("default", made[0].issuer.issuer, kid), Query()).revoked
+    of = lambda kid: all(ledger.load(each, Query()).revoked for each in key_scopes("default", made[0].issuer.issuer, kid))
     assert of(bad) and not of(opened(directory).active.kid)
     assert [len(authz.audit.records) for authz in made] == [1, 0]  # type: ignore[attr-defined]
 
@@ -252,12 +252,12 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path, ch
     """The issuing process sees it in the directory, and tells the ledger, which services ask. Also if it `changes` the ring then."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.ledger.base import Query
-    from langchain_runtime_authz.pep.mint_tokens import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scopes
     from langchain_runtime_authz.testing import StaticPDP
 
     here, there = opened(directory), opened(directory)
     authz = RuntimeAuthz(pdp=StaticPDP(True), issuer=LocalIssuer(here, issuer="https://issuer.example"))
-    revoked = lambda kid: authz.ledger.load(key_scope("default", "https://issuer.example", kid), Query()).revoked
+    revoked = lambda kid: all(authz.ledger.load(each, Query()).revoked for each in key_scopes("default", "https://issuer.example", kid))
     first, second = (info.kid for info in here.all_keys())
     there.compromise(first)
     assert not revoked(first)
@@ -272,8 +272,9 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path, ch
     assert revoked(second) and not revoked(here.active.kid)
 
 
+@pytest.mark.parametrize("tenant", ["default", "another"])
 @pytest.mark.parametrize("told", [True, False], ids=["told", "twin"])
-def test_an_old_copy_of_a_directory_brings_no_withdrawn_key_back(directory: Path, told: bool, tmp_path: Path) -> None:
+def test_an_old_copy_of_a_directory_brings_no_withdrawn_key_back(directory: Path, told: bool, tenant: str, tmp_path: Path) -> None:
     """Neither to the processes that saw the withdrawal, nor to new ones. The twin's ledger is new: it cannot know."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -290,10 +291,30 @@ def test_an_old_copy_of_a_directory_brings_no_withdrawn_key_back(directory: Path
     again = LocalIssuer(opened(directory))
     assert again.ring is not None and again.ring.active.kid == bad
     with pytest.raises(ConfigError, match="was withdrawn") if told else nullcontext():
-        RuntimeAuthz(pdp=StaticPDP(True), issuer=again, ledger=ledger if told else MemoryLedger())
+        RuntimeAuthz(pdp=StaticPDP(True), issuer=again, ledger=ledger if told else MemoryLedger(), tenant=tenant)
     again.ring.compromise(bad)
     RuntimeAuthz(pdp=StaticPDP(True), issuer=again, ledger=ledger)
     assert seen_again(issuer.ring).active.kid == again.ring.active.kid != bad
+
+
+def test_a_withdrawal_by_an_older_version_counts(directory: Path) -> None:
+    """It stands under one tenant. Once the ring says the same, it is written for all."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.ledger.changes import Revoke
+    from langchain_runtime_authz.ledger.memory import MemoryLedger
+    from langchain_runtime_authz.pep.mint_tokens import key_scopes
+    from langchain_runtime_authz.testing import StaticPDP
+
+    ring, ledger = opened(directory), MemoryLedger()
+    bad, issuer = ring.active.kid, LocalIssuer(ring)
+    of_all, own = key_scopes("default", issuer.issuer, bad)
+    ledger.commit(own, None, [Revoke(())])
+    with pytest.raises(ConfigError, match="was withdrawn"):
+        RuntimeAuthz(pdp=StaticPDP(True), issuer=issuer, ledger=ledger)
+    ring.compromise(bad)
+    RuntimeAuthz(pdp=StaticPDP(True), issuer=issuer, ledger=ledger)
+    assert ledger.load(of_all, Query()).revoked
 
 
 def _drop(path: Path) -> None:

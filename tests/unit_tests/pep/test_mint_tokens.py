@@ -197,15 +197,15 @@ def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.Monke
 def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
     """Its ring is its own affair; services that ask the ledger refuse what the key signed."""
     from langchain_runtime_authz.ledger.base import Query
-    from langchain_runtime_authz.pep.mint_tokens import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scopes
 
     issuer = Remote()
     _, authz = played(issuer, "sync")
     kid = issuer._there.ring.active.kid  # type: ignore[union-attr]
-    scope = key_scope("default", issuer.issuer, kid)
-    assert not authz.ledger.load(scope, Query()).revoked
+    scopes = key_scopes("default", issuer.issuer, kid)
+    assert not any(authz.ledger.load(scope, Query()).revoked for scope in scopes)
     authz.compromise_key(kid)
-    assert authz.ledger.load(scope, Query()).revoked
+    assert all(authz.ledger.load(scope, Query()).revoked for scope in scopes)
     revoked = [r for r in authz.audit.records if r["kind"] == "run" and r["event"] == "revoked"]  # type: ignore[attr-defined]
     assert revoked[-1]["scope"]["thread"] == kid
 

@@ -813,17 +813,18 @@ async def test_the_ledger_and_the_kill_switch_are_asked(tmp_path: Path) -> None:
     """A key that was withdrawn in the ledger refuses every token that it signed, and the kill switch all tokens."""
     from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
     from langchain_runtime_authz.pep.kill_switch import KillSwitch
-    from langchain_runtime_authz.pep.mint_tokens import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scopes
 
     class Live(MemoryLedger):
         def status(self, tenant: str, jti: str) -> Any:
             return "live" if (tenant, jti) == ("acme", "j-1") else "unknown"
 
-    ledger, switch, scope = Live(), KillSwitch(tmp_path / "kill"), key_scope("acme", ISSUER.issuer, KEY.kid)
+    ledger, switch, (of_all, own) = Live(), KillSwitch(tmp_path / "kill"), key_scopes("acme", ISSUER.issuer, KEY.kid)
     credential = Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()).verify(token(), audience=BANK)
     status = LedgerStatus(ledger, switch)
     for stop, go in (
-        (lambda: ledger.commit(scope, None, [Revoke(())]), lambda: ledger.commit(scope, None, [Reinstate(())])),
+        (lambda: ledger.commit(of_all, None, [Revoke(())]), lambda: ledger.commit(of_all, None, [Reinstate(())])),
+        (lambda: ledger.commit(own, None, [Revoke(())]), lambda: ledger.commit(own, None, [Reinstate(())])),
         (switch.engage, switch.release),
     ):
         assert await status.status(credential) == "live"
