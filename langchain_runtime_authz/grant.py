@@ -19,7 +19,7 @@ from langchain_runtime_authz.errors import Code
 Scalar = str | int | float | bool
 
 
-def _key(value: object) -> str:
+def _json_scalar(value: object) -> str:
     """Return a scalar as JSON text, in which 1.0 equals 1, but `true` does not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -28,7 +28,7 @@ def _key(value: object) -> str:
 
 def _sorted_scalars(value: object) -> object:
     if isinstance(value, list | tuple | set | frozenset) and all(isinstance(v, Scalar) for v in value):
-        unique = {_key(v): int(v) if isinstance(v, float) and v.is_integer() else v for v in value}
+        unique = {_json_scalar(v): int(v) if isinstance(v, float) and v.is_integer() else v for v in value}
         return tuple(unique[k] for k in sorted(unique))
     return value
 
@@ -83,13 +83,13 @@ class Constraint(_Frozen):
         return hash(self._meaning())
 
     def _meaning(self) -> tuple[object, ...]:
-        keys = None if self.one_of is None else tuple(_key(v) for v in self.one_of)
+        keys = None if self.one_of is None else tuple(_json_scalar(v) for v in self.one_of)
         return keys, self.ge, self.le
 
     def permits(self, value: object) -> bool:
         """Return True if `value` (a JSON value) satisfies the constraint."""
         if self.one_of is not None:
-            return isinstance(value, Scalar) and _key(value) in {_key(v) for v in self.one_of}
+            return isinstance(value, Scalar) and _json_scalar(value) in {_json_scalar(v) for v in self.one_of}
         if self.ge is None and self.le is None:
             return True
         return _within(value, self.ge, self.le)
@@ -97,8 +97,8 @@ class Constraint(_Frozen):
     def meet(self, other: Constraint) -> Constraint:
         """Return the greatest constraint that both permit."""
         if self.one_of is not None and other.one_of is not None:
-            theirs = {_key(v) for v in other.one_of}
-            one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _key(v) in theirs)
+            theirs = {_json_scalar(v) for v in other.one_of}
+            one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _json_scalar(v) in theirs)
         else:
             one_of = self.one_of if self.one_of is not None else other.one_of
         return Constraint(one_of=one_of, ge=_bound(max, self.ge, other.ge), le=_bound(min, self.le, other.le))

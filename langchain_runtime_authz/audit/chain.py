@@ -232,11 +232,11 @@ def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> 
         with part.open("rb") as file:
             for line in read_lines(file):
                 if any(m in line for m in marks):
-                    record = _read(line)
+                    record = _parsed_record(line)
                     yield opened(record) if opened is not None and record is not None else record
 
 
-def _read(line: bytes) -> dict[str, Any] | None:
+def _parsed_record(line: bytes) -> dict[str, Any] | None:
     record: Any = None
     for loads in (orjson.loads, json.loads):  # the second reads lone surrogates too
         with suppress(ValueError, RecursionError):

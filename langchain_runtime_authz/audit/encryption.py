@@ -27,7 +27,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 def sealer(recipient: str | bytes | Path) -> Change:
     """Return the function that seals a record to a public key (PEM or its path)."""
-    jwe, key = _key("seal_to", recipient)
+    jwe, key = _imported_key("seal_to", recipient)
     if key.is_private:
         raise ConfigError("`seal_to` is a private key; give the public key, and keep the private one from this process")
     header = {"alg": "ECDH-ES", "enc": "A256GCM", "kid": key.thumbprint()}
@@ -48,7 +48,7 @@ def opener(*private: str | bytes | Path) -> Change:
     Pass the private keys of all public keys to which the log was sealed. The function raises `ConfigError` if no key
     opens a record, or if its contents belong to another record.
     """
-    keys = [_key("the key", one) for one in private]
+    keys = [_imported_key("the key", one) for one in private]
     if not all(key.is_private for _, key in keys):
         raise ConfigError("the key is public; give the private key that belongs to `seal_to`")
 
@@ -103,7 +103,7 @@ def _digest(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
+def _imported_key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
     try:
         from joserfc import jwe
         from joserfc.jwk import ECKey, OKPKey

@@ -125,7 +125,7 @@ def explain(record: Mapping[str, Any]) -> Explanation:
 
 
 def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties: Mapping[str, Any] | None) -> str:
-    line = f"{_said(_OUTCOMES, record.get('outcome', ''))}: {one_line(str(record.get('resource', '')))} ({record.get('action', '')})"
+    line = f"{_words_for(_OUTCOMES, record.get('outcome', ''))}: {one_line(str(record.get('resource', '')))} ({record.get('action', '')})"
     if properties and properties.get("effect"):
         line += f", effect {properties['effect']}"
         line += "" if properties.get("profiled", True) else ", without a profile"
@@ -140,17 +140,17 @@ def _reason(code: str) -> Reason:
     return Reason(code, meaning, remedy, RETRY[Code(code).retry] if remedy else "")
 
 
-def _said(words: Mapping[Any, str], code: object) -> str:
+def _words_for(words: Mapping[Any, str], code: object) -> str:
     return words.get(str(code), str(code))
 
 
 def _order(mandate: Mapping[str, Any]) -> str:
     if not mandate:
         return ""
-    line = _said(_ORDERED, mandate.get("standing"))
+    line = _words_for(_ORDERED, mandate.get("standing"))
     if mandate.get("source"):
-        line += f"; it was given {_said(_BY, mandate['source'])}"
-    whole = [_said(DEVIATIONS, d.get("code")) for d in mandate.get("deviations") or () if not d.get("argument")]
+        line += f"; it was given {_words_for(_BY, mandate['source'])}"
+    whole = [_words_for(DEVIATIONS, d.get("code")) for d in mandate.get("deviations") or () if not d.get("argument")]
     return "; ".join([line, *whole])
 
 
@@ -162,7 +162,7 @@ def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Ar
             name=name,
             given=quote(given[name]) if name in given else None,
             source=_source(traced[name]) if name in traced else "",
-            deviation=_said(DEVIATIONS, deviates[name].get("code")) if name in deviates else "",
+            deviation=_words_for(DEVIATIONS, deviates[name].get("code")) if name in deviates else "",
             expected=one_line(str(expected[name]).translate(_QUOTES)) if name in expected else None,
         )
         for name in dict.fromkeys((*given, *traced, *deviates))
@@ -173,7 +173,7 @@ def _source(found: Mapping[str, Any]) -> str:
     by = [
         one_line(str(s["source"])) for s in found.get("asserted_by") or found.get("mentioned_by") or () if s["source"]
     ]
-    line = _said(SAYS, found.get("class")) + (f" ({', '.join(by[:3])})" if by else "")
+    line = _words_for(SAYS, found.get("class")) + (f" ({', '.join(by[:3])})" if by else "")
     return line + (", and it only looks like what the user said" if found.get("lookalike") else "")
 
 

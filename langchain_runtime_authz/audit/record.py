@@ -97,7 +97,7 @@ def decision_record(
     decided = {name: getattr(decision, name) for name in names}
     decided["obligations"] = [o.type for o in decision.obligations]
     step = {"pdp": pdp, "action": action, "resource": resource}
-    run = {"run_id": run_id, "jti": jti, "scope": _named(scope), "agent": agent}
+    run = {"run_id": run_id, "jti": jti, "scope": _scope_fields(scope), "agent": agent}
     asked = None if body is None else from_json(body)
     erased = [] if content or asked is None else [p for p in ERASED if erase_member(asked, p)]
     digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
@@ -181,7 +181,7 @@ def run_record(
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the record of an event of a run, or of a thread (without `run_id`)."""
-    return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
+    return _record("run", **{**locals(), "scope": _scope_fields(scope), "detail": dict(detail or {})})
 
 
 def observation_record(
@@ -201,7 +201,7 @@ def _record(kind: str, now: float, **fields: Any) -> dict[str, Any]:
     return {"v": VERSION, "kind": kind, "ts": now, **plain}
 
 
-def _named(scope: Scope | None) -> dict[str, str] | None:
+def _scope_fields(scope: Scope | None) -> dict[str, str] | None:
     return None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True))
 
 

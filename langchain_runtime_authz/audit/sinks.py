@@ -179,7 +179,7 @@ class FileSink(_Shown):
                     self._open()
                     _flock(self._fd)
                     try:
-                        if self._named():  # else another writer closed the file, or it was moved away
+                        if self._is_at_path():  # else another writer closed the file, or it was moved away
                             self._catch_up()
                             self._continue()
                             if record is None:
@@ -214,7 +214,7 @@ class FileSink(_Shown):
             _sync(self.path.parent)
         self._born = float(chain.first_record(self.path).get("ts") or time.time()) if self._max_age is not None else 0.0
 
-    def _named(self) -> bool:
+    def _is_at_path(self) -> bool:
         try:
             found = os.stat(self._given)  # noqa: PTH116  (each record asks)
             return self._file is not None and os.path.samestat(found, self._file)

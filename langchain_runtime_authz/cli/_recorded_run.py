@@ -202,7 +202,7 @@ def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
                     ended.close()
             elif isinstance(event, ToolCall):
                 agent = agents[event.agent]
-                steps.append(_decided(agent, line, event))
+                steps.append(_decided_step(agent, line, event))
                 if steps[-1].ran and isinstance(agent, Session):
                     running[event.id] = agent, event
             elif event.id in running:
@@ -222,7 +222,7 @@ def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
         return exc
 
 
-def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> DecidedStep:
+def _decided_step(agent: Session | AuthzDenied, line: int, call: ToolCall) -> DecidedStep:
     if isinstance(agent, AuthzDenied):
         return DecidedStep(line, call, "deny", (agent.code,), ran=False)
     decision = agent.decide(call.tool, call.args)

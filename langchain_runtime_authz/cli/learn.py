@@ -59,7 +59,7 @@ def learn(
     """
     from langchain_runtime_authz.tool_profile import load_profiles
 
-    seen = _read(log)
+    seen = _seen_in_log(log)
     if not seen:
         raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
     declared = load_profiles(profiles) if profiles.exists() else {}
@@ -87,7 +87,7 @@ def learn(
     return Printout({"called": called, "drafts": list(stanzas), "orders": orders, "proposed": after}, text)
 
 
-def _read(log: Path) -> dict[str, _Seen]:
+def _seen_in_log(log: Path) -> dict[str, _Seen]:
     from langchain_runtime_authz.audit.chain import read_lines
 
     found: dict[str, _Seen] = {}
@@ -123,18 +123,18 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
 
 def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, count: bool = True) -> None:
     one.outcomes["permit"] += count
-    for path, value in _parts(args):
+    for path, value in _values_by_path(args):
         one.args[path] += [] if path in outside else [value]
 
 
-def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _values_by_path(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Yield a call's values by path: `files.path` holds the `path` of each file."""
     for name, value in args.items():
         rows = value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else []
         if isinstance(value, Mapping):
-            yield from _parts(value, f"{before}{name}.")
+            yield from _values_by_path(value, f"{before}{name}.")
         elif rows:
-            found = [dict(_parts(row, f"{before}{name}.")) for row in rows]
+            found = [dict(_values_by_path(row, f"{before}{name}.")) for row in rows]
             yield from ((path, [row[path] for row in found if path in row]) for path in dict.fromkeys(chain(*found)))
         else:
             yield before + name, value

@@ -154,7 +154,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
         metadata: Mapping[str, Any] = (var_child_runnable_config.get() or {}).get("metadata") or {}
         by = "tool" if call else "model" if run.models.running else "node"
         acting = [(own, run, by, call.tool if call else str(metadata.get("langgraph_node", "")))]
-    if acting and (effect := _read(reader, args)) is not None and not _by_library():
+    if acting and (effect := _effect_of_event(reader, args)) is not None and not _by_library():
         for observer, of, by, name in acting:
             observer.note(of, by, name, effect, call, scope.task)
 
@@ -170,7 +170,7 @@ def _by_library() -> bool:
     return False
 
 
-def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
+def _effect_of_event(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
     """Return an audit event's kind and target; None if it is not an effect."""
     with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)

@@ -86,7 +86,7 @@ class Approvers:
     """
 
     def __init__(self, people: Mapping[str, KeySet | KeySource] | None = None) -> None:
-        self._people = {name: _source(keys) for name, keys in (people or {}).items()}
+        self._people = {name: _key_source_or_empty(keys) for name, keys in (people or {}).items()}
         if not all(name.startswith("user:") and name != "user:" for name in self._people):
             raise ConfigError("approvers are people: name each as `user:<id>`")
 
@@ -125,7 +125,7 @@ class Approvers:
     verify, averify = both(_verify)
 
 
-def _source(keys: KeySet | KeySource) -> KeySource:
+def _key_source_or_empty(keys: KeySet | KeySource) -> KeySource:
     malformed = isinstance(keys, Mapping) and not isinstance(keys.get("keys"), list)
     return key_source({"keys": []} if malformed else keys)
 

@@ -63,7 +63,7 @@ class LocalIssuer(Secret):
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")
-        token = sign_compact(names.TYP, claims_of(request, self.issuer), self._key)
+        token = sign_compact(names.TYP, claims_of(request, self.issuer), self._signer)
         if len(token) > names.MAX_TOKEN:
             detail = f"the grant is too large for a token of {names.MAX_TOKEN} characters"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
@@ -71,20 +71,20 @@ class LocalIssuer(Secret):
 
     async def aissue(self, request: names.TokenRequest) -> str:
         """Issue like `issue`. A signer outside this process runs in a thread."""
-        here = isinstance(self._key, SigningKey)
+        here = isinstance(self._signer, SigningKey)
         return self.issue(request) if here else await asyncio.to_thread(self.issue, request)
 
     def jwks(self) -> dict[str, Any]:
-        return {"keys": [self._key.public_jwk()]} if self.ring is None else self.ring.jwks()
+        return {"keys": [self._signer.public_jwk()]} if self.ring is None else self.ring.jwks()
 
     @property
-    def _key(self) -> Signer:
+    def _signer(self) -> Signer:
         return self._keys if self.ring is None else self.ring.active  # type: ignore[return-value]
 
     @property
     def ephemeral(self) -> bool:
         """True if the signing key exists only in this process's memory."""
-        return getattr(self._key, "ephemeral", False)
+        return getattr(self._signer, "ephemeral", False)
 
     def __repr__(self) -> str:
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"

@@ -267,7 +267,7 @@ class KeyDirectory(KeyRing):
         seen = self._stamped()
         if seen != self._stamp:
             try:
-                keys = _read(self._path, self._password)
+                keys = _read_keys(self._path, self._password)
                 if self._bad & {key.kid for key in keys if key.state != "compromised"}:
                     msg = "is old: it lacks a withdrawal; restore the newest one, or repeat `runtime-authz keys compromise`"
                     raise ConfigError(f"{self._path.name}/{RING} {msg}")
@@ -312,7 +312,7 @@ def _write(path: Path, keys: tuple[Key, ...], password: bytes | None) -> None:
             file.unlink(missing_ok=True)
 
 
-def _read(path: Path, password: bytes | None) -> tuple[Key, ...]:
+def _read_keys(path: Path, password: bytes | None) -> tuple[Key, ...]:
     keys: list[Key] = []
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         document, found = parse_object((path / RING).read_bytes()), []

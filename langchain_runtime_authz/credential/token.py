@@ -212,14 +212,14 @@ class Credential(Sealed):
     @property
     def tools(self) -> tuple[str, ...]:
         """Return the tools for whose call the token was minted (`authorization_details`)."""
-        return self._named("tools/call")
+        return self._identifiers("tools/call")
 
     @property
     def agents(self) -> tuple[str, ...]:
         """Return the agents of this service that the token's holder may invoke."""
-        return self._named("agent/invoke")
+        return self._identifiers("agent/invoke")
 
-    def _named(self, action: str) -> tuple[str, ...]:
+    def _identifiers(self, action: str) -> tuple[str, ...]:
         details = [d for d in self.claims[AUTHORIZATION_DETAILS] if d.get("type") == GRANT_TYPE]
         named = [d.get("identifier") for d in details if action in d.get("actions", ())]
         return tuple(name for name in named if isinstance(name, str))

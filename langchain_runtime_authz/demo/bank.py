@@ -234,7 +234,7 @@ class _Stage:
                 self.say(f"agent:  {message.text}")
 
     def _conclude(self, message: ToolMessage) -> None:
-        decision, reason, epoch = self._decided()
+        decision, reason, epoch = self._last_decision()
         if message.tool_call_id in self._answers:
             decision, reason = f"asked, {decision}", self._answers[message.tool_call_id]
         happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
@@ -242,7 +242,7 @@ class _Stage:
         self.rows.append(TriedCall(tried, decision, reason, happened, epoch))
         self.say(f"  {decision}{f' ({reason})' if reason else ''}: {happened}", _STYLES.get(decision, "green"))
 
-    def _decided(self) -> tuple[str, str, int]:
+    def _last_decision(self) -> tuple[str, str, int]:
         """Return outcome, reason and epoch of the newest tool call in the audit trail."""
         outcome, reason, epoch = "no decision", "", 0
         for record in filter(None, records_of(self._audit)):
@@ -260,7 +260,7 @@ def _call(name: str, args: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{k}={v!r}' for k, v in args.items())})"
 
 
-def _named(text: str) -> str:
+def _with_owners(text: str) -> str:
     for account, owner in ((SUPPLIER, "the supplier"), (PLUMBER, "the plumber"), (ATTACKER, "the attacker")):
         text = text.replace(f"'{account}'", owner).replace(account, owner)
     return text
@@ -274,7 +274,7 @@ def _table(rows: list[TriedCall]) -> Table:
     for row in rows:
         decision = f"{row.decision} ({row.reason})" if row.reason else row.decision
         cells = (row.tried, decision, row.happened, row.epoch)
-        table.add_row(*(escape(_named(str(c))) for c in cells), style=_STYLES.get(row.decision, ""))
+        table.add_row(*(escape(_with_owners(str(c))) for c in cells), style=_STYLES.get(row.decision, ""))
     return table
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # `spiffe` loads gRPC
 
 TYPES: Final = ("", "jwt", "jose")  # JWT-SVID §2.3
 TIMEOUT: Final = 2.0  # seconds for fetching a JWT-SVID
-MAX_PAUSE: Final = 5.0  # seconds between two trials
+MAX_PAUSE: Final = 5.0  # seconds between two retries
 # SPIFFE-ID §2: no query, fragment, port, dot segments or empty segments
 _DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}")
 _ID: Final = re.compile(r"spiffe://([a-z0-9._-]{1,255})((?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+)")

@@ -59,7 +59,7 @@ def describe_call(
         parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
         try:
-            args, supplied_too = _decided(tool, parsed, injected)
+            args, supplied_too = _decided_arguments(tool, parsed, injected)
             args_digest = digest(args)
         except MappingError as exc:
             error = Code(exc.code)
@@ -71,7 +71,7 @@ def describe_call(
     )  # fmt: skip
 
 
-def _decided(tool: Any, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
+def _decided_arguments(tool: Any, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
@@ -101,7 +101,7 @@ def arguments_unchanged(call: Call) -> bool:
 
 
 def _has_digest(call: Call, parsed: Any) -> bool:
-    return digest(_decided(call.input.tool, parsed, call.input.injected)[0]) == call.args_digest
+    return digest(_decided_arguments(call.input.tool, parsed, call.input.injected)[0]) == call.args_digest
 
 
 def not_injected(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class DeclaredEffect(EffectBlock):
         # The schema gets the defaults, because a mandate need not order an argument with its default value.
         own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
         properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
-        properties |= self._named() if named is not None else {}
+        properties |= self._named_arguments() if named is not None else {}
         tool = declared_tool(self._profiles, self._name, self._declared, inspect.getdoc(function) or "", properties)
 
         def flow(*args: Any, **kwargs: Any) -> Flow[Any]:
@@ -250,14 +250,14 @@ class DeclaredEffect(EffectBlock):
         made.__runtime_authz_effect__ = tool
         return made  # type: ignore[no-any-return]  # of the function's own signature
 
-    def _named(self) -> dict[str, Any]:
+    def _named_arguments(self) -> dict[str, Any]:
         """Return name → empty schema, for the arguments that the profile names."""
         found = self._profiles.declared.get(self._name) or self._declared
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
 
     def arriving(self) -> Sequence[Arrival]:
-        tool = declared_tool(self._profiles, self._name, self._declared, "", self._named())
+        tool = declared_tool(self._profiles, self._name, self._declared, "", self._named_arguments())
         return [effect_arrival(tool, self._given)]
 
     def opened(self) -> CurrentCall:

@@ -146,14 +146,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                return (yield Perform(drive, adrive, run.engine, self._decided(run, request, handler)))
+                return (yield Perform(drive, adrive, run.engine, self._decide_and_run(run, request, handler)))
         except GraphInterrupt:
             run.pause()
             raise
 
     wrap_tool_call, awrap_tool_call = methods(_wrap_tool_call)
 
-    def _decided(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
+    def _decide_and_run(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide a call, and run `handler` if it is permitted."""
         message = self._message(request, handler)
         (call, *_), waiting = message.calls, (yield from message.decide(run))

@@ -28,7 +28,7 @@ _PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "args_schema"
 _DECLARED: Final = ("function_declarations", "functionDeclarations")
 _NO_INSTRUCTIONS: Final = frozenset((HumanMessage, AIMessage, ToolMessage))
 # The running model call that the middleware has decided: run, model, permitted provider tools.
-_decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
+_decided_model_call: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
     "langchain_runtime_authz.model_decided", default=None
 )
 
@@ -129,17 +129,17 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
     """Mark a model call as decided inside the block. Raises `AuthzHalt` if denied."""
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
-    previous = _decided.get()
-    _decided.set((run, call.model, frozenset(call.provider_tools) - withheld_tools(decision)[1]))
+    previous = _decided_model_call.get()
+    _decided_model_call.set((run, call.model, frozenset(call.provider_tools) - withheld_tools(decision)[1]))
     try:
         yield
     finally:
-        _decided.set(previous)
+        _decided_model_call.set(previous)
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
     """Decide a model call unless our middleware did. Raises `AuthzHalt` if denied."""
-    ready = _decided.get()
+    ready = _decided_model_call.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return
     decision = yield from decide_model(by, call)

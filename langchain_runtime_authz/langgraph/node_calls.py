@@ -210,9 +210,9 @@ class NodeCalls:
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self._by_task(config):
             return (yield from decide_together(run, calls, config))
-        return (yield from tool_execution.under_lock(self._locks, self._decided(run, calls)))
+        return (yield from tool_execution.under_lock(self._locks, self._decide(run, calls)))
 
-    def _decided(self, run: Run, calls: list[Call]) -> Flow[list[PendingCall]]:
+    def _decide(self, run: Run, calls: list[Call]) -> Flow[list[PendingCall]]:
         if self.question is not None:
             raise self.question
         mine: list[bool] = []
@@ -272,7 +272,7 @@ class NodeCalls:
         run.pause()
         if self.question is None:
             keep_numbers(self.config, range(len(private.scratchpad_of(self.config).resume)))
-            for one in (yield from self._decided(run, self.held)):  # raises, unless it was answered elsewhere
+            for one in (yield from self._decide(run, self.held)):  # raises, unless it was answered elsewhere
                 yield from one.give_back()
         # INVARIANT: the node's output is not written while a question is open.
         raise self.question or GraphInterrupt(())

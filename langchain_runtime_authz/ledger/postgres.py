@@ -360,11 +360,11 @@ class _Admin:
         for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
             self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
-            self._named("CREATE SCHEMA {schema}")
+            self._run("CREATE SCHEMA {schema}")
         if not self.run("SELECT 1 FROM pg_roles WHERE rolname = ?", (self._role,)):
-            self._named("CREATE ROLE {role} NOLOGIN")
+            self._run("CREATE ROLE {role} NOLOGIN")
         if not self.run("SELECT 1 WHERE pg_has_role(current_user, ?, 'MEMBER')", (self._role,)):
-            self._named("GRANT {role} TO CURRENT_USER")
+            self._run("GRANT {role} TO CURRENT_USER")
 
     def alone(self) -> None:
         self.run("SELECT set_config('lock_timeout', ?, true)", (YIELD,))
@@ -372,7 +372,7 @@ class _Admin:
             self.run("LOCK TABLE thread IN ACCESS EXCLUSIVE MODE")
 
     def secured(self) -> None:
-        self._named("GRANT USAGE ON SCHEMA {schema} TO {role}")
+        self._run("GRANT USAGE ON SCHEMA {schema} TO {role}")
         for table in sorted(self.tables()):
             plain, state = table in ("meta", "migration"), table in STATE
             if self.run(_SECURED, (*[self._role] * 5, self._schema, table)) == [
@@ -380,24 +380,24 @@ class _Admin:
             ]:
                 continue
             self.alone()
-            self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
+            self._run("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
             if plain:
-                self._named("GRANT SELECT ON {table} TO {role}", table)
+                self._run("GRANT SELECT ON {table} TO {role}", table)
                 continue
             more = ", UPDATE, DELETE" if state else ""  # a table that this version does not know counts as history
-            self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
-            self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
-            self._named("DROP POLICY IF EXISTS tenant ON {table}", table)
+            self._run(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
+            self._run("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
+            self._run("DROP POLICY IF EXISTS tenant ON {table}", table)
             # The setting has a prefix, because it is empty outside our transactions and a tenant may be "". The column
             # stands alone: otherwise the planner expects a tenant to have few rows, and reads all of its journal.
             whose = "tenant = substr(nullif(current_setting('runtime_authz.tenant'), ''), 2)"
-            self._named(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
+            self._run(f"CREATE POLICY tenant ON {{table}} TO {{role}} USING ({whose}) WITH CHECK ({whose})", table)
 
     def now(self) -> float:
         ((seconds,),) = self.run(f"SELECT {_NOW}")
         return float(seconds)
 
-    def _named(self, text: LiteralString, table: str = "") -> None:
+    def _run(self, text: LiteralString, table: str = "") -> None:
         names = {"schema": sql.Identifier(self._schema), "role": sql.Identifier(self._role)}
         names["table"] = sql.Identifier(self._schema, table)
         self._conn.execute(sql.SQL(text).format(**names))

@@ -358,9 +358,9 @@ class OrderMatch:
     def _all(self) -> Iterator[Bound]:
         for order, strict in self.tool.orders:
             self.values.strict = strict
-            yield from self._read(order, 0)
+            yield from self._match_from(order, 0)
 
-    def _read(self, order: patterns.Pattern, at: int) -> Iterator[Bound]:
+    def _match_from(self, order: patterns.Pattern, at: int) -> Iterator[Bound]:
         """Yield argument → values, for each way to read `order` from token `at` on."""
         self.values.tries += 1
         token = self.values.tokens[at]
@@ -370,35 +370,35 @@ class OrderMatch:
         item, rest = order[0], order[1:]
         if isinstance(item, patterns.Choice):
             for way in item.ways:
-                yield from self._read((*way, *rest), at)
+                yield from self._match_from((*way, *rest), at)
         elif isinstance(item, patterns.Options):
-            yield from self._read(rest, at)
+            yield from self._match_from(rest, at)
             for n, part in [(n, part) for n, part in enumerate(item.parts) if part not in item.parts[:n]]:
                 left = (*item.parts[:n], *item.parts[n + 1 :])
-                yield from self._read((*part, *([patterns.Options(left)] if left else []), *rest), at)
+                yield from self._match_from((*part, *([patterns.Options(left)] if left else []), *rest), at)
         else:
-            yield from self._said(item, rest, at)
+            yield from self._match_item(item, rest, at)
             if at and token.kind == "sep" and token.text == "," and not self.values.strict:
-                yield from self._said(item, rest, at + 1)
+                yield from self._match_item(item, rest, at + 1)
 
-    def _said(self, item: str, rest: patterns.Pattern, at: int) -> Iterator[Bound]:
+    def _match_item(self, item: str, rest: patterns.Pattern, at: int) -> Iterator[Bound]:
         """Yield argument → values, if `item` fits token `at`, and `rest` what follows."""
         token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
         if item[:1] == "{":
             listed = at and self.values.tokens[at - 1].kind == "sep"  # "Add milk, eggs" does not add milk to eggs
             for values, after in self._fits(item[1:-1], at) if not listed else ():
-                for bound in self._read(rest, after):
+                for bound in self._match_from(rest, after):
                     if bound.keys().isdisjoint(values):
                         yield {**values, **bound}
         elif item in small:
             other = said == item and item in self.values.data["indefinite"]  # German "an"
-            yield from self._read(rest, at + other)  # users may leave out the order's article
+            yield from self._match_from(rest, at + other)  # users may leave out the order's article
         elif said and self._says(said, item, at):
-            yield from self._read(rest, at + 1)
+            yield from self._match_from(rest, at + 1)
         elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride
             behind = self.values.tokens[at + 1 : at + 2] if at else []
-            yield from self._read(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
+            yield from self._match_from(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
 
     def _says(self, said: str, item: str, at: int) -> bool:
         """Return True if `said` is the word or currency `item`, or its plural for a list."""

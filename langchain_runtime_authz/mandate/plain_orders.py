@@ -149,7 +149,7 @@ def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -
 
 
 @lru_cache(maxsize=256)
-def _read(text: str, known: Known) -> tuple[str, Spans]:
+def _word_codes(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
     codes, spans, end, low = "", list[tuple[int, int]](), 0, _lower(text)
     while match := _TOKEN.search(low, end):
@@ -197,13 +197,13 @@ def _any(codes: str, *kinds: str) -> bool:
 
 def says(kind: str, text: str, known: Known) -> bool:
     """Return True if a text has a word of a kind, or words that follow a rule."""
-    codes = _read(text, known)[0]
+    codes = _word_codes(text, known)[0]
     return _any(codes, kind) if kind in _CODES else _GRAMMAR[kind].search(codes) is not None
 
 
 def starts_of(rule: str, text: str, known: Known) -> list[int]:
     """Return where words of a text begin to follow a rule."""
-    codes, spans = _read(text, known)
+    codes, spans = _word_codes(text, known)
     return [spans[found.start()][0] for found in _GRAMMAR[rule].finditer(codes)]
 
 
@@ -278,7 +278,7 @@ def unclear(
         texts: as `own`, for dictated texts. No other value may stand in such a text.
         strict: the step pays, deletes or administers.
     """
-    codes, spans = _read(text, known)
+    codes, spans = _word_codes(text, known)
     if _any(codes, "question") and not _GRAMMAR["request"].fullmatch(codes):
         return "its sentence is a question"
     owners = [span for found in _GRAMMAR["owner"].finditer(codes) for span in spans[slice(*found.span())]]
@@ -325,10 +325,10 @@ def _outside(values: Values, start: int, end: int) -> Values:
 
 def orders(text: str, known: Known) -> bool:
     """Return True if a sentence is a plain order of something."""
-    codes, _ = _read(text, known)
+    codes, _ = _word_codes(text, known)
     return _any(codes, "value", "verb") and not _any(codes, "amend") and unclear(text, (), known) is None
 
 
 def changes_nothing(text: str, known: Known) -> bool:
     """Return True if a sentence next to an order does not change it."""
-    return orders(text, known) or _GRAMMAR["harmless"].fullmatch(_read(text, known)[0]) is not None
+    return orders(text, known) or _GRAMMAR["harmless"].fullmatch(_word_codes(text, known)[0]) is not None

@@ -103,7 +103,7 @@ class Outputs:
         self._unread.append((tool, profile, args, output, given, task, words, resource))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
-            self._read()
+            self._read_waiting()
 
     def claimed(self, args: Mapping[str, Any] | None) -> None:
         """Count a claimed call, and record the `args` of a side effect.
@@ -112,17 +112,17 @@ class Outputs:
         """
         self._unread.append((args,))
         if len(self._unread) >= MAX_REPEATS:
-            self._read()
+            self._read_waiting()
 
     def missed(self, history: History) -> None:
         """Trust outputs less, if `history` has calls that this process did not see."""
-        self._read()
+        self._read_waiting()
         if sum(history.calls.values()) > self._claims:
             self._lost |= bool(history.classes_read)
             if not {*history.effects} <= {*HARMLESS}:
                 self._left_out = -1
 
-    def _read(self) -> None:
+    def _read_waiting(self) -> None:
         with self._lock:
             self._waiting = 0
             while self._unread:
@@ -183,7 +183,7 @@ class Outputs:
         For a text, its part is enough if it meets a condition of `where`, because a service may add to a text. If `cut`,
         the value may be a part of a written text, because a service may take a text apart.
         """
-        self._read()
+        self._read_waiting()
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
         known = (form for one in (value, *parts) for form in scalar_forms(one))
         if self._left_out < position or any(self._written.get(form, position) < position for form in known):
@@ -205,7 +205,7 @@ class Outputs:
 
     def drop(self, versions: Mapping[str, str]) -> bool:
         """Drop outputs with another version than in `versions`. Return True if any."""
-        self._read()
+        self._read_waiting()
         with self._lock:
             before = self._entries
             for known in (known for tools in self._first.values() for known in tools.values()):
@@ -216,7 +216,7 @@ class Outputs:
 
     def of(self, tool: str, task: TaskKey = NO_TASK) -> Collection[Output]:
         """Return the first outputs of a tool's calls for a task."""
-        self._read()
+        self._read_waiting()
         return tuple(self._first.get(task[:2], {}).get(tool, {}).values())  # a copy: another thread may add one
 
     def tasks(self, task: TaskKey) -> Sequence[TaskKey]:
@@ -227,7 +227,7 @@ class Outputs:
 
     def texts(self) -> Iterator[TextWords | None]:
         """Yield the words of all outputs, and None if some are lost."""
-        self._read()
+        self._read_waiting()
         yield from (found.words for found in (*self._order, *self._repeats))
         yield from (None,) if self._lost else ()
 

@@ -168,7 +168,7 @@ class StepCheck:
         said: dict[str, list[Place]] = {}
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
-        plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
+        plain = {n: self._with_span(a, said.get(n)) for n, a in args.items()}
         guessed = {c.need.value for c in placed if names_year(c.need.value) and not self._says_year(c.place)}
         plain = {n: with_values(a, lambda v: without_year(v) if v in guessed else v) for n, a in plain.items()}
         # A day of an earlier message, like "today", was meant from another date.
@@ -262,7 +262,7 @@ class StepCheck:
         if step.times > 1:
             yield need(" times", step.times, counts=True, alone=True)
 
-    def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
+    def _with_span(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return the argument, with its position in the messages if there is only one."""
         if not places or not isinstance(argument, model.Const | model.Text):
             return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument

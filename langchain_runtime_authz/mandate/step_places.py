@@ -351,7 +351,7 @@ class Placing:
                 first, last = sorted(span_of_places(places - shared or places) for places in (mine, others))
                 alike = len(mine) == len(others) > len(shared)
                 outside = not any(_overlap(place, group) for place in shared for group in (first, last))
-                listed = self._parts(first.segment, first.end, last.start)
+                listed = self._links(first.segment, first.end, last.start)
                 if alike and _overlap(first, last):
                     self.torn.add(sharer)
                 return alike and outside and listed and not any(map(self._in_list, shared))
@@ -360,10 +360,10 @@ class Placing:
     def _in_list(self, place: Place) -> bool:
         n, start, end = place
         said = self._masked[n]
-        return self._parts(n, said.rfind(VALUE, 0, start) + 1, start) or self._parts(n, end, said.find(VALUE, end))
+        return self._links(n, said.rfind(VALUE, 0, start) + 1, start) or self._links(n, end, said.find(VALUE, end))
 
-    def _parts(self, n: int, start: int, end: int) -> bool:
-        """Return True if a text only parts two listed values: "and", "and with"."""
+    def _links(self, n: int, start: int, end: int) -> bool:
+        """Return True if a text only links two listed values: "and", "and with"."""
         before, said = self._masked[n][max(0, start - _SHOWN) : start], self._masked[n][start:end]
         said = said.replace(f" {leading(before.rstrip(VALUE))[0]} ", " ", 1)
         return 0 < len(said) < _SHOWN and _BRACKETS.isdisjoint(said) and says("listed", said, self.known)

@@ -153,7 +153,7 @@ class _Turn:
                 at = end + 1
         steps: dict[tuple[object, ...], Step] = {}
         for tool, step in self.kept:
-            said = (step.tool, *_said(step).items())
+            said = (step.tool, *_argument_texts(step).items())
             if tool.profile.needs_mandate and said not in steps:  # a repeated order counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
         schemas = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
@@ -236,7 +236,7 @@ class _Turn:
     def _retracts(self, tokens: Sequence[Token]) -> bool:
         """Return True if a clause may withdraw an order: "cancel it", not "cancel O-5"."""
         ends = tokens[0].lower in self.data["retracting"] or any(self.language.stopped(t.lower) for t in tokens)
-        known = {value for _, step in self.kept for value in _said(step).values()}
+        known = {value for _, step in self.kept for value in _argument_texts(step).values()}
         return ends and all(t.kind in {"word", "name"} or t.text in known for t in tokens[1:])
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
@@ -312,7 +312,7 @@ class _Turn:
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.needs_mandate else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
-            if shared and (other is not tool or _said(known) != _said(step)):
+            if shared and (other is not tool or _argument_texts(known) != _argument_texts(step)):
                 raise _UnclearError(_SAME if other is tool else _FIRST)
         self.kept.append((tool, step))
 
@@ -326,13 +326,13 @@ class _Turn:
         return tokens
 
 
-def _said(step: Step) -> dict[str, str]:
+def _argument_texts(step: Step) -> dict[str, str]:
     """Return argument → value as text, without the positions in the message."""
     return {n: str(getattr(a, "value", a)) for n, a in step.args.items()}
 
 
 def _targets(tool: ToolWords, step: Step) -> set[str]:
     """Return a step's targets. If it has none: the tool's nouns, and values but dates."""
-    values = {n: v.casefold() for n, v in _said(step).items()}
+    values = {n: v.casefold() for n, v in _argument_texts(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in TARGETS}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}

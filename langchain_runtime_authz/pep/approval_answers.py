@@ -60,7 +60,7 @@ def _answer(question: Approval, decision: object, subject: Subject) -> AnswerApp
     if question.source == "hitl":
         given = _of_inbox(given)
     if question.allowed == PLAIN:
-        given = {"type": _said(decision)}
+        given = {"type": _yes_or_no(decision)}
     kind, message = given.get("type"), given.get("message", "")
     state, edited = "malformed", ""
     if not isinstance(kind, str) or kind not in (question.allowed or allowed_decisions(question.plan_id)):
@@ -94,7 +94,7 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return {"type": _INBOX[kind], **({"message": args} if kind == "response" else {})}
 
 
-def _said(answer: object) -> str | None:
+def _yes_or_no(answer: object) -> str | None:
     """Return "yes" or "no" if the answer is a word of `YES` or `NO`, else `None`."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)

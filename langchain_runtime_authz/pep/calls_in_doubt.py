@@ -176,7 +176,7 @@ def resolve_doubt(of: Run | Scope, doubt: InDoubtCall, *, happened: bool, author
         raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
 
     def record(**detail: Any) -> Flow[None]:
-        yield run_event(of, "resolved", found.now, detail=said | _named(row) | detail)
+        yield run_event(of, "resolved", found.now, detail=said | _call_ids(row) | detail)
 
     change = ResolveCall(doubt.row.key, happened, author, reason)
     done = yield from commit_recorded(doubt.scope, [change], record)
@@ -189,10 +189,10 @@ def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
-    yield run_event(run, "ended_late", time.time(), detail={**said, **_named(row), "state": state})
+    yield run_event(run, "ended_late", time.time(), detail={**said, **_call_ids(row), "state": state})
 
 
-def _named(row: CallRow) -> dict[str, str]:
+def _call_ids(row: CallRow) -> dict[str, str]:
     about = row.about or {}
     return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": tool_label(about.get("tool", ""))}
 

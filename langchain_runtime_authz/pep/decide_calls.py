@@ -149,7 +149,7 @@ class _Facts:
     def load(self) -> tuple[Any, ...]:
         """Set the keys. Return the effect that loads the calls' rows and counters."""
         run, plan_id = self.run, self.calls[0].plan_id
-        self.keys = [*map(partial(_key, run, epoch=self.epoch), self.calls)]
+        self.keys = [*map(partial(_call_key, run, epoch=self.epoch), self.calls)]
         wanted_rows, values = list(self.keys), list[str]()
         if self.epoch != run.epoch or self.calls[0].place:
             wanted_rows += map(own_key, self.keys)
@@ -356,7 +356,7 @@ def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:
     return [replace(c, plan_id=found.id, position=places.get(c.call_id, c.position)) for c in calls]
 
 
-def _key(run: Run, call: Call, epoch: int) -> str:
+def _call_key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     if call.plan_id is None and call.place.partition(":")[0]:
         epoch = 0  # so that a LangGraph task that starts again repeats the same call

@@ -32,7 +32,7 @@ def free_text(answer: object, question: object, schema: object = None) -> str:
         known = not plain or plain in closed or text in choices
         return not known and not any(_assents(text, words, each) for each in languages())
 
-    said = _said(answer, is_news)
+    said = _news_in(answer, is_news)
     return "" if said is None else said.strip() if isinstance(said, str) else json_text(said)
 
 
@@ -40,7 +40,7 @@ def _plain(text: str) -> str:
     return text.casefold().strip()
 
 
-def _said(value: object, is_news: Callable[[str], bool], depth: int = 0) -> Any:
+def _news_in(value: object, is_news: Callable[[str], bool], depth: int = 0) -> Any:
     """Return the parts of an answer that correct the task; None if it has none."""
     if value is None or isinstance(value, bool | int | float):
         return None
@@ -51,11 +51,11 @@ def _said(value: object, is_news: Callable[[str], bool], depth: int = 0) -> Any:
         found = {
             str(k): v if said is None else said
             for k, v in value.items()
-            if (said := _said(v, is_news, depth + 1)) is not None or len(str(k).split()) > 1
+            if (said := _news_in(v, is_news, depth + 1)) is not None or len(str(k).split()) > 1
         }
         return found or None
     if depth < MAX_DEPTH and isinstance(value, list | tuple):
-        return [said for v in value if (said := _said(v, is_news, depth + 1)) is not None] or None
+        return [said for v in value if (said := _news_in(v, is_news, depth + 1)) is not None] or None
     return value
 
 

@@ -59,7 +59,7 @@ class UnknownChange(Change):
     """A change of a later version of the protocol."""
 
 
-def _said(text: str, key: str | None = None) -> HumanText:
+def _user_text(text: str, key: str | None = None) -> HumanText:
     return HumanText(content_digest(text), text, key)
 
 
@@ -175,7 +175,7 @@ class LedgerContract(LedgerHarness):
                 done = self.race([((RecordStep(call=key), change), _guard(x)) for x in leases])
                 assert _wins(done, code) == 1
             assert self.load().history.calls[key] == 3
-        done = self.race([((AdvanceEpoch(1, (_said(str(i)),)),), None) for i in range(THREADS)])
+        done = self.race([((AdvanceEpoch(1, (_user_text(str(i)),)),), None) for i in range(THREADS)])
         assert _wins(done, Code.STALE_EPOCH) == 1
         seen = self.load(log=True)
         assert (seen.epoch, len(seen.log), seen.task.corrections) == (2, 1, 1)
@@ -295,7 +295,7 @@ class DurableLedgerContract(LedgerContract):
                     done = ledger.commit(self.scope, _guard(lease), [claim, RecordStep(call="won")])
                     won.append("1" if isinstance(done, Committed) else "0")
                     ledger.commit(self.scope, None, [RecordStep(call="all")])
-                ledger.commit(self.scope, None, [AdvanceEpoch(1, (_said(str(number)),))])
+                ledger.commit(self.scope, None, [AdvanceEpoch(1, (_user_text(str(number)),))])
             tell("".join(won))
 
         won = _in_processes(4, race)
@@ -364,7 +364,7 @@ class DurableLedgerContract(LedgerContract):
             self.do(RecordStep(), guard=_guard(anew))
             theirs(Revoke(("root",)))
             assert self.load(agent=("root",)).revoked
-            theirs(AdvanceEpoch(1, (_said("other"),)), Reinstate(()))
+            theirs(AdvanceEpoch(1, (_user_text("other"),)), Reinstate(()))
             assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:

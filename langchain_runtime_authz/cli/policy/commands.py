@@ -27,7 +27,7 @@ app = App(
     Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
 )
 
-POLL: Final = 0.3  # seconds between looks at files
+WATCH_INTERVAL: Final = 0.3  # seconds between looks at files
 PolicyPath = Annotated[Path | None, Argument(metavar="POLICY", help="Project, bundle or data.json.")]
 Log = Annotated[Path, Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
@@ -234,7 +234,7 @@ def try_request(
             echo(f"error     {exc}", err=as_json)
         echo("")
         while _stamps(request, policy) == seen:
-            time.sleep(POLL)
+            time.sleep(WATCH_INTERVAL)
     return decide_file(request, policy)
 
 

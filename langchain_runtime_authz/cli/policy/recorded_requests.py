@@ -113,7 +113,7 @@ def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     return [enforceable(evaluator.evaluate([r.to_json()])[0], r.action.name) for r in requests]
 
 
-def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
+def _answers(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
     def written(one: Obligation) -> str:
         return f"{one.type} {json.dumps(one.properties, sort_keys=True)}" if whole else one.type
 
@@ -286,8 +286,8 @@ def compare_decisions(log: Path, key: Keys, after: Path | None, before: Path | N
     earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]
-    old = [r.answered for r in recorded] if earlier is None else _decided(earlier, requests, whole=True)
-    new = _decided(later, requests, whole=earlier is not None)
+    old = [r.answered for r in recorded] if earlier is None else _answers(earlier, requests, whole=True)
+    new = _answers(later, requests, whole=earlier is not None)
     flips: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     text, duties = [], []
