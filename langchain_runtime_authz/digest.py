@@ -130,20 +130,6 @@ def same_json(one: object, other: object) -> bool:
         return False
 
 
-def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return `args` as JSON, without names in `supplied` and values of type `kind`.
-
-    `supplied`: names that code adds. The second result is True if any argument was left out.
-    """
-    own: dict[str, Any] = {}
-    for name, value in args.items():
-        if name in supplied or type(value) is kind:
-            continue
-        plain = value is None or type(value) is bool or (type(value) is str and value.isascii() and "\x00" not in value)
-        own[str(name)] = value if plain else as_json(value)
-    return own, len(own) != len(args)
-
-
 def _project(value: object, depth: int, left: list[int]) -> Any:
     # Exact types only: a subclass may misreport its value, so `_project_object` converts it first.
     if type(value) is str:

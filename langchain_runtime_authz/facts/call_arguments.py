@@ -1,4 +1,4 @@
-"""Cut a call's critical and date arguments into items, with their normal forms."""
+"""Make JSON of a call's arguments. Cut critical and date ones into items."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz._text import visible_text
+from langchain_runtime_authz.digest import as_json
 from langchain_runtime_authz.facts.normal_forms import (
     REMEMBERED,
     forms_of,
@@ -96,6 +97,20 @@ class TracedArguments:
 
 
 NOTHING_TRACED: Final = TracedArguments((), (), {}, ())
+
+
+def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
+    """Return `args` as JSON, without names in `supplied` and values of type `kind`.
+
+    `supplied`: names that code adds. The second result is True if any argument was left out.
+    """
+    own: dict[str, Any] = {}
+    for name, value in args.items():
+        if name in supplied or type(value) is kind:
+            continue
+        plain = value is None or type(value) is bool or (type(value) is str and value.isascii() and "\x00" not in value)
+        own[str(name)] = value if plain else as_json(value)
+    return own, len(own) != len(args)
 
 
 def traced_arguments(profile: ToolProfile, args: Mapping[str, Any]) -> TracedArguments:

@@ -18,10 +18,10 @@ from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 from langgraph.types import Command
 
-from langchain_runtime_authz.digest import as_json, digest, project_arguments
+from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import AuthzDenied, Code, MappingError
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.facts.call_arguments import NOTHING_TRACED, traced_arguments
+from langchain_runtime_authz.facts.call_arguments import NOTHING_TRACED, project_arguments, traced_arguments
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
