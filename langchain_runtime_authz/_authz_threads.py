@@ -22,9 +22,9 @@ from langchain_runtime_authz.langgraph.graph_input import open_questions
 from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, update_in
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, InDoubtCall, Query, Scope, Snapshot
-from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
+from langchain_runtime_authz.pep.calls_in_doubt import record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction
-from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, new_id
+from langchain_runtime_authz.pep.run import Engine, Flow, ListDoubts, Load, Perform, drive, new_id
 from langchain_runtime_authz.pep.thread_acts import (
     ListAsked,
     answer_outside_graph,

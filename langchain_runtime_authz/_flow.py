@@ -32,7 +32,7 @@ class Effect:
     `do` blocks, and `ado` returns an awaitable. An effect without `ado` never blocks for long, so `adrive` calls `do`.
 
     A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine, then the
-    arguments. Without `do`, `method` names a method of a part of the engine: `ledger.load`, async `ledger.aload`.
+    arguments. Without `do`, the engine's `part` is called or, if given, its `method`. The async form of `load` is `aload`.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -42,13 +42,13 @@ class Effect:
         do: Callable[..., Any] | None = None,
         ado: Callable[..., Awaitable[Any]] | None = None,
         *,
-        method: str = "",
+        part: str = "",
+        method: Callable[..., Any] | None = None,
     ) -> None:
         self.do, self.ado = do, ado
-        self.method = attrgetter(method) if method else None
-        part, _, name = method.rpartition(".")
-        if part and ado is None:
-            amethod = attrgetter(f"{part}.a{name}")
+        self.method = attrgetter(part if method is None else f"{part}.{method.__name__}") if part else None
+        if method is not None:
+            amethod = attrgetter(f"{part}.a{method.__name__}")
             self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_anomaly, run_event, tool_label
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, ListDoubts, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import get_logger
 
@@ -328,4 +328,3 @@ def _failed(exc: BaseException) -> object:
 
 
 AskService: Final = Effect(_ask_service, _aask_service)  # takes an `UnknownCall` and seconds; no bool: unknown
-ListDoubts: Final = Effect(method="ledger.doubts")  # takes a tenant, and optionally a call key and a thread

@@ -21,7 +21,7 @@ from langchain_runtime_authz.errors import AuditError, AuthzError, Code, Credent
 from langchain_runtime_authz.evaluation import Decision, Edge, Subject, deny
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
-from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import BlockingLedger, Guard, Ledger, ListsInDoubtCalls, Scope, Snapshot
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -341,13 +341,15 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
 
 # Calls a blocking function with arguments. An async flow calls it in a thread.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
-Load: Final = Effect(method="ledger.load")  # takes scope and query; returns a `Snapshot`
-Commit: Final = Effect(method="ledger.commit")  # takes scope, guard and changes; returns `Committed` or `Conflict`
-Status: Final = Effect(method="ledger.status")  # takes tenant and jti; returns the `TokenStatus`
-Evaluate: Final = Effect(method="evaluator.evaluate")  # takes requests as JSON; returns their decisions, in one batch
+Load: Final = Effect(part="ledger", method=Ledger.load)  # takes scope and query; returns a `Snapshot`
+# Takes scope, guard and changes; returns `Committed` or `Conflict`.
+Commit: Final = Effect(part="ledger", method=Ledger.commit)
+Status: Final = Effect(part="ledger", method=Ledger.status)  # takes tenant and jti; returns the `TokenStatus`
+ListDoubts: Final = Effect(part="ledger", method=ListsInDoubtCalls.doubts)  # takes tenant; optional: call key, thread
+Evaluate: Final = Effect(part="evaluator", method=Evaluator.evaluate)  # takes requests as JSON; returns their decisions
 Notify: Final = Effect(_notify)  # takes channel and notification; never blocks
 # Writes the audit record that a function builds. It may be called later, so its values must not change.
-Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
+Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), part="write")
 
 
 def anchor_record(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
