@@ -184,8 +184,9 @@ class RuntimeAuthz(Threads):
                 "several policies of the `pdp` bring profiles and grants; give the profiles that count as `profiles=`"
             )
         self._revised = brings[0] if len(brings) == 1 else None
-        brought = self._revised if profiles is None else None
-        self.profiles = Profiles(declared if brought is None else lambda: brought.profiles)
+        revised = self._revised
+        counts = declared if profiles is not None or revised is None else None
+        self.profiles = Profiles(counts, None if revised is None else lambda: revised.profiles)
         self._engine = Engine(
             ledger=self.ledger,
             evaluator=Evaluator(pdp),
@@ -352,7 +353,7 @@ class RuntimeAuthz(Threads):
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.run_opener.scope(agent, thread or f"session:{new_id()}")
         entry = yield from open_entry(self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings())
-        return Session(entry.run, self.profiles.declared)
+        return Session(entry.run)
 
     session, asession = methods(_session)
 

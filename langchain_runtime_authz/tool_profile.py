@@ -37,6 +37,7 @@ Verdict = Literal["permit", "ask", "deny"]
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = get_args(Sink)
 FACTS: Final = ("effect", "sink", "data_class", "verdict")  # which a request contains
+_ROLES: Final = ("critical", "when", "text", "free", "injected", "reaches", "audience", "token")
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 Trust = Literal["system", "internal", "external"]
@@ -213,6 +214,10 @@ class ToolProfile(BaseModel):
     def differs(self, told: Mapping[str, Any]) -> bool:
         """Return True if the facts in a request differ from those of this profile."""
         return any(told.get(name) != getattr(self, name) for name in FACTS)
+
+    def unlike(self, other: ToolProfile) -> bool:
+        """Return True if another profile has other facts or other roles of arguments."""
+        return self is not other and any(getattr(self, name) != getattr(other, name) for name in (*FACTS, *_ROLES))
 
     @cached_property
     def side_effect(self) -> bool:

@@ -52,7 +52,7 @@ def describe_call(
     error: Code | None = None
     args: dict[str, Any] = {}
     args_digest, supplied_too = _EMPTY, False
-    (profile, profiled, _), injected = facts
+    (profile, profiled, _), injected, declared = facts
     try:
         parsed = parse()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again when the tool parses)
@@ -66,7 +66,7 @@ def describe_call(
     given = frozenset(args if isinstance(sent, str) else sent)
     return Call(
         tool.name, profile, profiled, raw=raw, args=args, args_digest=args_digest, traced=traced_arguments(profile, args),
-        given=given if given <= args.keys() else frozenset(args), metadata=tool.metadata, error=error,
+        given=given if given <= args.keys() else frozenset(args), metadata=tool.metadata, error=error, declared=declared,
         input=ToolInput(tool, sent, parsed, injected, supplied_too, parse), **about,
     )  # fmt: skip
 

@@ -252,7 +252,7 @@ def arrival_unguarded(
     owner: Run | RunHandle, tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None
 ) -> UndecidedCall:
     """Return the call of an unguarded tool."""
-    facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
+    facts = cast("Profiles", owner.engine.tools).facts(tool)
     describe = _describing(tool, call_id, tool._parse_input)
     found = _by_code(tool, config, None, facts, describe, tool_input, layer="callback backstop")
     # Refuse input that the tool would parse differently the second time.

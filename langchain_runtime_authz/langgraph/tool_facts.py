@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from langchain_core.tools import BaseTool
@@ -56,18 +57,23 @@ class ProfiledTool(NamedTuple):
 class Profiles:
     """The profiles of one `RuntimeAuthz` by tool name.
 
-    `declared` is a mapping, or a function if the profiles change with the policy revision. A profile without a digest
-    is pinned to the first tool of its name. A second tool of this name with another description or schema is
-    unprofiled. So is a tool whose profile is a draft. An effect that the application declares under the name is not
-    compared.
+    `declared` is a mapping, or None if the profiles of the policy's present revision count. `released` returns these, if
+    the policy brings profiles. A profile without a digest is pinned to the first tool of its name. A second tool of this
+    name with another description or schema is unprofiled. So is a tool whose profile is a draft. An effect that the
+    application declares under the name is not compared.
     """
 
-    def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
-        self._declared = declared if callable(declared) else dict(declared)
-        self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
+    def __init__(
+        self,
+        declared: Mapping[str, ToolProfile] | None,
+        released: Callable[[], Mapping[str, ToolProfile]] | None = None,
+    ) -> None:
+        self._declared, self.released = None if declared is None else dict(declared), released
+        self._reviewed: tuple[Mapping[str, ToolProfile], ...] = (_NONE, _NONE, _NONE)  # its two sources, and `declared`
         self._pins: dict[str, tuple[_Looks, BaseTool]] = {}
-        self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
-        self._effects = set[str]()  # names and arguments of declared effects that fit their profile
+        self._tools: dict[str, BaseTool] = {}  # the profiled tools
+        self._brought: dict[str, ToolProfile] = {}  # those in the tools' own metadata: a release withdraws only its own
+        self._checked: dict[str, ToolProfile] = {}  # tool, or effect and its arguments → the profile that fits it
         self._lock = forkable_lock()
         self.writes: dict[str, BaseTool] = {}  # effect name → the tool that represents a write to a graph's store
 
@@ -78,28 +84,34 @@ class Profiles:
     def declared(self) -> Mapping[str, ToolProfile]:
         """Tool name → reviewed profile, declared or brought by a tool. No drafts."""
         # Return the same object while nothing changes, because callers compare it by identity.
-        source, reviewed = self._reviewed
-        now = self._declared if type(self._declared) is dict else self._all()
-        if source is not now:
-            brought = {name: profile for name, (_, profile) in list(self._tools.items())}
+        now, brought = self._declared if self._declared is not None else self._all(), self._brought
+        *sources, reviewed = self._reviewed
+        if sources[0] is not now or sources[1] is not brought:
             reviewed = {name: p for name, p in {**brought, **now}.items() if not p.draft}
-            self._reviewed = (now, reviewed)
+            self._reviewed = (now, brought, reviewed)
         return reviewed
 
     @property
     def schemas(self) -> Mapping[str, Mapping[str, Any]]:
         """Tool name → JSON schema of its arguments, for profiled tools seen so far."""
-        return {name: schema_of(tool) for name, (tool, _) in list(self._tools.items())}
+        return {name: schema_of(tool) for name, tool in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
-        return self._declared() if callable(self._declared) else self._declared
+        if self._declared is None and self.released is not None:
+            return self.released()
+        return self._declared or _NONE
+
+    def facts(self, tool: BaseTool) -> ToolFacts:
+        """Return a tool's present profile and injected arguments."""
+        declared = self.declared.get(tool.name)  # read first, so that a release which comes meanwhile is noticed
+        return ToolFacts(self.of(tool), injected_names(tool), declared)
 
     def of(self, tool: BaseTool) -> ProfiledTool:
         """Return a tool's profile. Raises `ConfigError` if it names arguments not there."""
         declared = self.declared.get(tool.name)
+        held: Any = (tool.metadata or {}).get(tool_profile.METADATA_KEY)
         if declared is None:
             # Only a `ToolProfile` instance counts, because plain metadata may come from a server.
-            held = (tool.metadata or {}).get(tool_profile.METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
             base = as_unprofiled(declared) if declared is not None else UNPROFILED
@@ -108,9 +120,10 @@ class Profiles:
             return ProfiledTool(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
         if why := why_foreign(tool, declared) or self._unlike(tool, declared):
             return self.unprofiled(tool, why, as_unprofiled(declared))
-        if tool.name not in self._tools and len(self._tools) < MAX_TOOLS:
-            self._tools[tool.name] = (tool, declared)
-            self._reviewed = (None, {})
+        if len(self._tools) < MAX_TOOLS:
+            self._tools.setdefault(tool.name, tool)
+        if declared is held and tool.name not in self._brought and len(self._brought) < MAX_TOOLS:
+            self._brought = {**self._brought, tool.name: declared}
         return ProfiledTool(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
@@ -121,8 +134,15 @@ class Profiles:
         schema, name = tool.args_schema, tool.name
         if own := getattr(tool, "by_application", False) and isinstance(schema, dict):
             name = " ".join((name, *schema["properties"]))  # several functions may have one effect
-        if name not in (self._effects if own else self._pins):
-            check_arguments(tool.name, declared, _top_arguments(tool, declared) or arguments_of(tool))
+        if (checked := self._checked.get(name)) is not declared:
+            try:
+                check_arguments(tool.name, declared, _top_arguments(tool, declared) or arguments_of(tool))
+            except ConfigError as exc:
+                if checked is None:
+                    raise
+                return str(exc)  # a new policy revision brought it, while the tool is in use
+            if len(self._checked) < MAX_TOOLS:  # further ones are checked at each use
+                self._checked[name] = declared
         with self._lock:
             first, sample = self._pins.get(tool.name, (looks, tool))
             if first is looks and len(self._pins) < MAX_TOOLS:
@@ -130,8 +150,6 @@ class Profiles:
             elif first is looks and declared.digest is None:
                 return f"more than {MAX_TOOLS} tools were seen"
         if own:
-            if len(self._effects) < MAX_TOOLS:  # further ones are checked at each use
-                self._effects.add(name)
             return ""
         if declared.digest is None:
             like = _alike(first, looks) or made_by_langgraph(tool)
@@ -187,6 +205,7 @@ def schema_of(tool: BaseTool) -> Mapping[str, Any]:
 
 
 _Looks = tuple[Any, ...]
+_NONE: Final[Mapping[str, ToolProfile]] = MappingProxyType({})
 _SCALARS: Final = (str, int, float, bool, type(None), type(PydanticUndefined))
 MAX_KEPT: Final = 64
 MAX_TOOLS: Final = 4096  # number of tools that one instance remembers
@@ -269,10 +288,14 @@ def is_guarded(tool: object) -> bool:
 
 
 class ToolFacts(NamedTuple):
-    """A tool's profile and its injected arguments. Valid until the tool changes."""
+    """A tool's profile and its injected arguments. Valid until the tool changes.
+
+    `declared`: the profile that was declared under the tool's name.
+    """
 
     profiled: ProfiledTool
     injected: frozenset[str]
+    declared: ToolProfile | None
 
 
 class ToolGuard:
@@ -293,7 +316,7 @@ class ToolGuard:
         key = (tool.name, tool.description, tool.args_schema, tool.metadata, self.profiles.declared)
         if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
             return self.seen[1]
-        found = ToolFacts(self.profiles.of(tool), injected_names(tool))
+        found = self.profiles.facts(tool)
         self.seen = (key, found)
         return found
 

@@ -55,6 +55,7 @@ class Call:
     given: frozenset[str] = frozenset()  # names of the arguments that the model sent; all names if it used an alias
     input: ToolInput = _NO_INPUT  # empty if the tool is unknown or not LangChain's
     metadata: Mapping[str, Any] | None = None
+    declared: ToolProfile | None = None  # the profile that was declared under the tool's name
     error: Code | None = None
     place: str = ""  # distinguishes equal calls without a known model message
     batch: str | None = None  # the same for calls of code that begin together, as a message's calls do

@@ -74,8 +74,11 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
         return run.entry.mandate
     if run.engine.planner is not None:
         return run.entry.planned
-    if said.compiled == ():
-        said.compiled = _compiled(run, said)
+    released = None if run.engine.tools.released is None else run.engine.tools.released()
+    if said.released is not released:
+        # If another policy revision reads other orders, the words order nothing: its steps have other counters.
+        found, said.released = _compiled(run, said), released
+        said.compiled = found if said.compiled in ((), found) else None
     return said.compiled  # type: ignore[return-value]
 
 

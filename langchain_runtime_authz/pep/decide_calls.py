@@ -32,6 +32,7 @@ from langchain_runtime_authz.pep.outdated_reads import outdated_tools
 from langchain_runtime_authz.pep.request_builder import call_request, wants_more
 from langchain_runtime_authz.pep.run import LEASE_TTL, Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 _BEGUN: Final[Mapping[CallState, Code]] = {
     "suspended": Code.STALE_EPOCH,
@@ -93,6 +94,7 @@ def decide_calls(
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
     if entry is not None and len(answers) > len(asked):
         yield from entry.conclude(answers.pop(0))
+    answers = answers if engine.tools.released is None else _of_revision(run, asked, answers, engine.tools.released())
     for one, decision in zip(asked, answers, strict=True):
         one.decision = enforceable(decision, "tools/call") if decision.obligations else decision
         one.decision = calls_in_doubt.ask_despite(one) if one.doubts else one.decision
@@ -100,6 +102,21 @@ def decide_calls(
             one.evidence = question_lines(run, one)
     stopped = _stopped(asked, facts.compared) if calls[1:] and not stopped else {}
     return (yield from decide_calls(run, calls, None, stopped)) if stopped else decided
+
+
+def _of_revision(
+    run: Run, asked: Sequence[DecidedCall], answers: Sequence[Decision], released: Mapping[str, ToolProfile]
+) -> list[Decision]:
+    """Return the answers. Deny calls whose profile is of another policy revision."""
+    declared, found = run.engine.tools.declared, list[Decision]()
+    for call, answer in zip((one.call for one in asked), answers, strict=True):
+        was, now = call.declared, declared.get(call.tool)
+        if was is None:
+            outdated = now is not None and not call.profiled
+        else:
+            outdated = was != now or released.get(call.tool, was).unlike(was)
+        found.append(deny(Code.POLICY_CHANGED, "pdp", answer.policy_revision) if outdated else answer)
+    return found
 
 
 def _stopped(asked: Sequence[DecidedCall], compared: Sequence[_Compared]) -> dict[str, bool]:

@@ -83,6 +83,11 @@ class Tools(Protocol):
         ...
 
     @property
+    def released(self) -> Callable[[], Mapping[str, ToolProfile]] | None:
+        """Returns the profiles in the policy's present revision; None if it brings none."""
+        ...
+
+    @property
     def schemas(self) -> Mapping[str, Mapping[str, Any]]:
         """JSON schemas of the arguments of profiled tools seen so far, by tool name."""
         ...
@@ -94,6 +99,7 @@ class KnownTools:
 
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    released: None = None
 
 
 @dataclass(frozen=True, slots=True)

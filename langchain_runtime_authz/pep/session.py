@@ -27,7 +27,7 @@ from langchain_runtime_authz.pep.corrections import record_correction
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
-from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
+from langchain_runtime_authz.tool_profile import UNPROFILED, raise_by_hints
 
 
 class Session:
@@ -37,12 +37,9 @@ class Session:
     have an async form with the prefix `a`. A `with` block closes the session.
     """
 
-    def __init__(
-        self, run: Run, profiles: Mapping[str, ToolProfile], parent: Session | None = None, grant: Grant | None = None
-    ) -> None:
+    def __init__(self, run: Run, parent: Session | None = None, grant: Grant | None = None) -> None:
         self._run = run
         self._parent, self._requested = parent, grant
-        self._profiles = profiles
         self._steps = 0
         self._open: dict[tuple[str, str], list[tuple[Call, Ticket]]] = {}
         self._questions: dict[str, tuple[Call, DecidedCall]] = {}
@@ -166,7 +163,7 @@ class Session:
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
         """Open a child agent's session, limited by both grants. Raises `AuthzDenied`."""
-        return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
+        return Session((yield from open_child(self._run, to, "subgraph", grant)), self, grant)
 
     delegate, adelegate = methods(_delegate)
 
@@ -189,7 +186,7 @@ class Session:
         return entry.run.epoch
 
     def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
-        declared = self._profiles.get(tool)
+        declared = self._engine.tools.declared.get(tool)
         profile = declared or raise_by_hints(UNPROFILED, None, tool)
         error, projected = None, dict[str, Any]()
         try:
@@ -208,5 +205,6 @@ class Session:
             args_digest=digest(projected),
             traced=traced_arguments(profile, projected),
             given=frozenset(projected),
+            declared=declared,
             error=error,
         )

@@ -24,6 +24,7 @@ from langchain_runtime_authz.ledger.base import Scope, Snapshot
 from langchain_runtime_authz.mandate.message_places import only_continues, stated_text
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters of texts, per thread
@@ -59,8 +60,9 @@ TURNS_BEFORE: Final = 8  # turns that the newest one may go on with
 class TaskWords:
     """The user's texts of one task.
 
-    `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the
-    user's own texts. `before`: number of those before `turn`. `recorded`: the audit log has the mandate.
+    `log`: all texts of the task. `compiled`: the mandate in `turn`; () if it was not compiled yet. `released`: the policy's
+    profiles by which it was compiled. `turns`: number of the user's own texts. `before`: number of those before `turn`.
+    `recorded`: the audit log has the mandate.
     """
 
     digest: str
@@ -70,6 +72,7 @@ class TaskWords:
     turns: int = 0
     before: int = 0
     compiled: Mandate | tuple[()] | None = ()
+    released: Mapping[str, ToolProfile] | tuple[()] | None = ()
     recorded: bool = False
 
 

@@ -260,7 +260,7 @@ def test_effects_with_ever_new_arguments_take_no_more_memory(monkeypatch: pytest
     """An application may name the arguments of a block after its data. Those that are not kept are checked each time."""
     monkeypatch.setattr(tool_facts, "MAX_TOOLS", 3)
     authz = RuntimeAuthz(profiles={"note": {"effect": "write", "critical": {"to": "principal"}}})
-    kept = authz.profiles._effects
+    kept = authz.profiles._checked
     for i in range(9):
         block = declared_tool(authz.profiles, "note", None, "", {"to": {}, f"field_{i}": {}})
         assert facts_of(block).profiled.declared and len(kept) == min(i + 1, 3)

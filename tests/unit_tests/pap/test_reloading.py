@@ -12,17 +12,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from langchain.agents import create_agent
+from langchain_core.messages import AIMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz._locks import file_lock
-from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pap.bundle import Bundle, pack, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
+from langchain_runtime_authz.testing import ScriptedChatModel
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from tests.bundles import Key, files, mount, put
@@ -279,6 +285,157 @@ def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callab
     assert authz.profiles.declared["book_invoice"].effect == "read"
     denied = ask(pdp)
     assert (denied.reasons, denied.failure) == ((Code.POLICY_CHANGED,), "pdp")
+
+
+PERMITTED = {"effect": "send", "sink": "external", "critical": {"to": "principal"}, "verdict": "permit"}
+ASKED = {**PERMITTED, "verdict": "ask"}
+
+
+@tool
+def send_mail(to: str) -> str:
+    """Send a mail."""
+    return f"sent to {to}"
+
+
+@tool
+def post_note(to: str) -> str:
+    """Post a note."""
+    return f"posted to {to}"
+
+
+@tool
+def look_up(key: str) -> str:
+    """Look up a record."""
+    return f"found {key}"
+
+
+def calls_of(authz: RuntimeAuthz, *names: str, text: str = "Summarise my inbox") -> tuple[Any, Callable[[], dict[str, Any]]]:
+    """An agent that makes these calls in one message, and a function that starts it on a new thread."""
+    message = AIMessage("", tool_calls=[{"name": n, "args": {"to": "eve@x.org"}, "id": n} for n in names])
+    saver = None if authz._engine.on_ask is not None else InMemorySaver()
+    graph = authz.protect(create_agent(ScriptedChatModel(script=[message, AIMessage("done")] * 4), [send_mail, post_note], checkpointer=saver))
+    threads = iter("1234")
+    return graph, lambda: {"input": {"messages": [("user", text)]}, "config": {"configurable": {"thread_id": next(threads)}}}
+
+
+def answered(state: dict[str, Any]) -> dict[str, str]:
+    """Tool → what its call gave; "asked" if the run waits for an approver."""
+    if asked := state.get("__interrupt__"):
+        return {r["name"]: "asked" for r in asked[0].value["action_requests"]}
+    return {m.name: m.content for m in state["messages"] if m.type == "tool"}
+
+
+@pytest.mark.parametrize("left", [{"post_note": PERMITTED}, {}], ids=["one", "all"])
+@pytest.mark.parametrize("form", ["sync", "async"])
+def test_a_release_withdraws_a_profile_from_a_running_process(
+    source: Path, following: Callable[..., ReloadingPDP], left: dict[str, Any], form: str,
+) -> None:
+    """The old release let the same agent mail unasked, and so it does while the release is the old one."""
+    put(source, files(2, profiles={"send_mail": PERMITTED, "post_note": PERMITTED, "look_up": {"effect": "read", "sink": "none"}}))
+    authz = RuntimeAuthz(pdp=(pdp := following()))
+    graph, started = calls_of(authz, "send_mail")
+    guarded = authz.guard(look_up)
+
+    def played() -> dict[str, str]:
+        with authz.run(subject="alice"):
+            return answered(graph.invoke(**started()) if form == "sync" else asyncio.run(graph.ainvoke(**started())))
+
+    def called() -> Any:
+        with authz.run(subject="alice", task="Look around"):
+            return guarded.invoke({"key": "7"}) if form == "sync" else asyncio.run(guarded.ainvoke({"key": "7"}))
+
+    with authz.session(subject="alice", task="Look around") as session:
+        assert played() == {"send_mail": "sent to eve@x.org"} and session.decide("send_mail", {"to": "eve@x.org"}).permit
+        assert called() == "found 7"
+        put(source, files(3, profiles=left))
+        assert pdp.reload()
+        assert played() == {"send_mail": "asked"}
+        assert Code.UNPROFILED in session.decide("send_mail", {"to": "ann@x.org"}).reasons
+    with pytest.raises(AuthzDenied):
+        called()
+    assert dict(authz.profiles.declared).keys() == left.keys()
+    assert not authz.profiles.of(send_mail).declared and "send_mail" in str(authz.coverage(graph))
+
+
+def test_a_release_withdraws_no_profile_of_the_tools_own(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """Without the release's profile, the tool's own counts, as it does in a new process."""
+    own = profile(**ASKED)(send_mail.model_copy())
+    put(source, files(2, profiles={"send_mail": PERMITTED}))
+    authz = RuntimeAuthz(pdp=(pdp := following()))
+    assert authz.profiles.of(own).profile.verdict == "permit"
+    put(source, files(3))
+    pdp.reload()
+    for profiles in (authz.profiles, RuntimeAuthz(pdp=pdp).profiles):
+        assert (profiles.of(own).profile.verdict, profiles.declared["send_mail"].verdict) == ("ask", "ask")
+
+
+@pytest.mark.parametrize(("after", "reasons"), [
+    ({}, ["policy_changed"]), ({"send_mail": {**ASKED, "critical": {}, "free": ["to"]}}, ["policy_changed"]),
+    ({"send_mail": ASKED, "post_note": PERMITTED}, []),
+], ids=["dropped", "other roles", "the same"])
+def test_a_release_counts_for_a_call_that_waits(
+    source: Path, following: Callable[..., ReloadingPDP], after: dict[str, Any], reasons: list[str],
+) -> None:
+    """It comes while a person is asked about the call: what they approved is a call of the old profile."""
+    put(source, files(2, profiles={"send_mail": ASKED}))
+    pdp = following()
+
+    def release(question: dict[str, Any]) -> dict[str, Any]:
+        put(source, files(3, profiles=after))
+        pdp.reload()
+        return {"decisions": [{"type": "approve"} for _ in question["action_requests"]]}
+
+    authz = RuntimeAuthz(pdp=pdp, on_ask=release)
+    graph, started = calls_of(authz, "send_mail")
+    with authz.run(subject="alice"):
+        found = answered(graph.invoke(**started()))
+    sink: Any = authz.audit
+    last = [r for r in sink.records if r["kind"] == "decision" and r["resource"] == "send_mail"][-1]
+    assert (found["send_mail"] == "sent to eve@x.org", last["reasons"]) == (not reasons, reasons)
+
+
+@pytest.mark.parametrize(("after", "asks"), [({"intent": ["mail"]}, False), ({}, True)], ids=["kept", "withdrawn"])
+def test_words_order_by_the_present_release(
+    source: Path, following: Callable[..., ReloadingPDP], after: dict[str, Any], asks: bool,
+) -> None:
+    """The task is the same; the release says anew which orders it has."""
+    sends = {name: value for name, value in PERMITTED.items() if name != "verdict"}
+    put(source, files(2, profiles={"send_mail": {**sends, "intent": ["mail"]}}))
+    authz = RuntimeAuthz(pdp=(pdp := following()))
+    with authz.session(subject="alice", task="Mail eve@x.org and ann@x.org") as session:
+        assert session.decide("send_mail", {"to": "eve@x.org"}).permit
+        put(source, files(3, profiles={"send_mail": {**sends, **after}}))
+        pdp.reload()
+        assert (session.decide("send_mail", {"to": "ann@x.org"}).outcome == "approval_required") is asks
+
+
+@pytest.mark.parametrize(("own", "outdated"), [
+    ({}, False), ({"question": "Send?"}, False), ({"critical": {}}, True), ({"critical": {}, "text": ["to"]}, True),
+    ({"critical": {}, "free": ["to"]}, True), ({"audience": ["https://mail"]}, True), ({"verdict": None}, True),
+], ids=["the same", "question", "critical", "text", "free", "audience", "verdict"])
+def test_an_older_file_of_profiles_is_found(
+    source: Path, following: Callable[..., ReloadingPDP], own: dict[str, Any], outdated: bool,
+) -> None:
+    """`profiles=` counts, but not where the policy says something else of the tool."""
+    put(source, files(2, profiles={"send_mail": PERMITTED}))
+    authz = RuntimeAuthz(pdp=following(), profiles={"send_mail": {**PERMITTED, **own}})
+    with authz.session(subject="alice", task="Look around") as session:
+        decided = session.decide("send_mail", {"to": "eve@x.org"})
+    assert (decided.reason == Code.POLICY_CHANGED, decided.permit) == (outdated, not outdated)
+
+
+def test_a_release_that_does_not_fit_a_tool_leaves_it_unprofiled(source: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """A new process does not start with it."""
+    put(source, files(2, profiles={"send_mail": PERMITTED}))
+    authz = RuntimeAuthz(pdp=(pdp := following()))
+    graph, started = calls_of(authz, "send_mail")
+    put(source, files(3, profiles={"send_mail": {**PERMITTED, "critical": {"recipient": "principal"}}}))
+    pdp.reload()
+    with authz.run(subject="alice"):
+        assert answered(graph.invoke(**started())) == {"send_mail": "asked"}
+    assert "recipient" in authz.profiles.of(send_mail).why
+    with pytest.raises(ConfigError, match="recipient"):
+        RuntimeAuthz(pdp=pdp).guard(send_mail)
 
 
 @pytest.mark.parametrize("wrap", [
