@@ -1,16 +1,18 @@
-"""Let a step wait for an earlier one with the same target, on which it may depend.
+"""Find steps that depend on each other: by what they hit, or by shared words.
 
-"Copy b to c. Copy a to b." loses b if the second copy is made first.
+"Copy b to c. Copy a to b." loses b if the second copy is made first. "Restart a and restart b in staging" may mean that
+both are in staging.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, permutations
 from posixpath import normpath
 
-from langchain_runtime_authz._validate import as_mapping
+from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.facts.normal_forms import fold, identifiers_in
+from langchain_runtime_authz.mandate.argument_matching import is_default
 from langchain_runtime_authz.mandate.model import Argument, Each, Field, Pick, Step, literals
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
@@ -42,6 +44,31 @@ def in_order(
         after = (s.id for s in before if s.deed is None or s.deed != step.deed)  # not for an alternative
         found.append(step.model_copy(update={"after": next(after, step.after)}))
     return tuple(found)
+
+
+def open_steps(
+    sentence: Sequence[Step], profiles: Mapping[str, ToolProfile], schemas: Mapping[str, Mapping[str, object]]
+) -> Iterator[tuple[Step, str]]:
+    """Yield steps of one sentence that may lack a value in it, with the argument.
+
+    Another step gives a value that would also fit this argument, and its default is another value.
+    """
+    for step, other in permutations(sentence, 2):
+        profile, giver = (profiles.get(s.tool, UNPROFILED) for s in (step, other))
+        if step.deed and step.deed == other.deed:
+            continue
+        known = schemas.get(step.tool, {})
+        for name in dict.fromkeys((*known, *profile.critical, *profile.when)):
+            schema = known.get(name)
+            told = name in step.args or name in profile.text or name in profile.free
+            for given, argument in other.args.items() if profile.side_effect and not told else ():
+                values, choices = literals(argument), {*as_list(as_mapping(schema).get("enum"))}
+                dated = name in profile.when and given in giver.when
+                placed = profile.critical.get(name) == giver.critical.get(given) == "place"
+                chosen = bool(values) and choices.issuperset(values)
+                default = len(values) == 1 and is_default(schema, values[0])
+                if (name == given or dated or placed or chosen) and not default:
+                    yield step, name
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.mandate.languages import languages, words_of
 from langchain_runtime_authz.mandate.message_places import PERCENT, UNITS, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
 from langchain_runtime_authz.mandate.plain_orders import Known, says, scale_of, synonyms, words_of_tool
-from langchain_runtime_authz.mandate.sequence import in_order
+from langchain_runtime_authz.mandate.sequence import in_order, open_steps
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import DESTINATIONS, ToolProfile, kind_of
@@ -71,6 +71,7 @@ class StepCheck:
         """Return the steps in order. Leave out mixed ones, and all that need a lost one."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims.get(s.id)]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
+        self.lost |= self._open()
         ordered = in_order([self.kept.get(s.id, s) for s in self.mandate.steps], self.profiles, self.schemas)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
             # For example, do not delete a file if the step that copies it was dropped.
@@ -78,6 +79,21 @@ class StepCheck:
                 if needed in self.lost:
                     self.lost.setdefault(step.id, f"it depends on `{needed}`")
         return tuple(step for step in ordered if step.id not in self.lost)
+
+    def _open(self) -> dict[str, str]:
+        """Return step id → reason, for steps that may lack a value."""
+        sentences: dict[tuple[int, int], dict[str, model.Step]] = {}
+        for step in (s for s in self.mandate.steps if s.id in self.kept):
+            for claim in self.placing.claims.get(step.id, ()):
+                at, args = self.placing.sentence_of(claim.place), dict(self.kept[step.id].args)
+                for name, argument in step.args.items():  # a default counts if it is said
+                    places = (p for value in model.literals(argument) for p in self.words.places(value))
+                    args |= {name: argument} if any(self.placing.sentence_of(p) == at for p in places) else {}
+                sentences.setdefault(at, {})[step.id] = step.model_copy(update={"args": args})
+        found = (
+            one for steps in sentences.values() for one in open_steps([*steps.values()], self.profiles, self.schemas)
+        )
+        return {step.id: f"`{name}`: what is said of another step may be said of this one" for step, name in found}
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True if a person must confirm a side effect, as its words are unclear."""

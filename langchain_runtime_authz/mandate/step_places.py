@@ -129,7 +129,7 @@ class Placing:
             return [], "the newest message says none of its values"
         choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # values with few positions choose first
         why = "the user's words do not say all of it in one sentence"
-        for n, sentence in dict.fromkeys(self._sentence(place) for place in choices[0][1]):
+        for n, sentence in dict.fromkeys(self.sentence_of(place) for place in choices[0][1]):
             here = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
             if not all(found for _, found in here):
                 continue
@@ -157,7 +157,7 @@ class Placing:
         """Return why no sentence orders a step without values but with `reads`, or None."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         newest = self.words.newest
-        anchors = [self._sentence(place) for need in needs for place in self.choices(need) if place.segment >= newest]
+        anchors = [self.sentence_of(place) for need in needs for place in self.choices(need) if place.segment >= newest]
         sentences = [at for at in [*anchors, *self._newest()] if self._said(at).strip()]
         doubts = [self._doubt(*at, verbs) for at in sentences]
         return None if None in doubts else next(reversed(doubts), "the user's words order nothing")
@@ -208,7 +208,7 @@ class Placing:
 
     def names_more(self, step: str) -> bool:
         """Return True if a step's sentence has words that may mean what is read."""
-        said = [self._said(at) for at in {self._sentence(claim.place) for claim in self.claims[step]}]
+        said = [self._said(at) for at in {self.sentence_of(claim.place) for claim in self.claims[step]}]
         return not said or any(says("thing", text, self.known) for text in said)
 
     def choices(self, need: NeededValue) -> list[Place]:
@@ -251,7 +251,7 @@ class Placing:
         end = segment.span(segment.sentence(place.start))[1]
         return not segment.text[place.end : end].strip(" \t\n.,;:!?")
 
-    def _sentence(self, place: Place) -> tuple[int, int]:
+    def sentence_of(self, place: Place) -> tuple[int, int]:
         return place.segment, self.words.segments[place.segment].sentence(place.start)
 
     def _said(self, at: tuple[int, int]) -> str:

@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import OrderMatch, token_cuts
 from langchain_runtime_authz.mandate.plain_orders import Known, says
-from langchain_runtime_authz.mandate.sequence import in_order
+from langchain_runtime_authz.mandate.sequence import in_order, open_steps
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -41,6 +41,7 @@ _LONG: Final = "it is too long for an order"
 _UNFIT: Final = "it fits no order of a tool; a value needs a capital, a digit or quotes"
 _MORE: Final = "what stands behind {} may not belong to the order; give it an order of its own, or quote a text"
 _SAME: Final = "two orders concern the same target"
+_SHARED: Final = "what is said of one order may be said of another; give each its own `{}`"
 _FIRST: Final = "it may hang on what is done first"
 _AFTER: Final = "it may hang on what is said before it"
 _WORDED: Final = frozenset(("word", "name", "sep", "own", "colon"))  # kinds of tokens without a value
@@ -116,9 +117,11 @@ class _Turn:
     ) -> None:
         self.language, self.data, self.today = language, language.data, today
         known = {n: profile for n, profile in profiles.items() if not profile.draft and 0 < len(n) <= MAX_NAME}
+        self.profiles = known
         tools = [ToolWords(name, profile, schemas.get(name), language) for name, profile in known.items()]
         self.tools = [tool for tool in tools if tool.profile.needs_mandate]
         self.reads = [tool for tool in tools if tool.effect == "read"]
+        self.signatures = {tool.name: as_mapping(tool.schema.get("properties")) for tool in tools}
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
@@ -156,8 +159,7 @@ class _Turn:
             said = (step.tool, *_argument_texts(step).items())
             if tool.profile.needs_mandate and said not in steps:  # a repeated order counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
-        schemas = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
-        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, schemas)
+        numbered = in_order([*steps.values()], self.profiles, self.signatures)
         return Compiled(None if dropped or not steps else Mandate(steps=numbered, source="words"), tuple(dropped))
 
     # --- sentences
@@ -183,13 +185,15 @@ class _Turn:
         kinds = " ".join("to" if t.text in {"to", "and", "-"} else t.kind for t in tokens)
         if re.search(r"\bnumber (?:number|money|to date)\b", kinds):  # "123 500 EUR", "3 to 5 June"
             raise _UnclearError("two numbers may be one")
-        clauses = [*self._clauses(tokens, opened)]
-        if any(self._matched([*before[:1], *clause]) for before, clause in pairwise(clauses)):
+        clauses, before = [*self._clauses(tokens, opened)], len(self.kept)
+        if any(self._matched([*one[:1], *clause]) for one, clause in pairwise(clauses)):
             raise _UnclearError("a word behind the verb may be a thing")  # "Cancel booking B-5 and order O-6"
         for clause in clauses:
             if "?" in mark and not any(map(self.language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
+        for _, name in open_steps([step for _, step in self.kept[before:]], self.profiles, self.signatures):
+            raise _UnclearError(_SHARED.format(name))
 
     def _follows(self, rule: str, tokens: Sequence[Token]) -> bool:
         return follows(self.language, rule, self.text, tokens)

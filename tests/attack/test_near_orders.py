@@ -326,6 +326,25 @@ def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Ca
     assert len(ran(said, near, go=go, protected=False)) == 1
 
 
+def wire(to: str, amount: int, **unit: str) -> Call:
+    return ("wire", {"to": to, "amount": amount, **unit})
+
+
+@pytest.mark.parametrize(("said", "steps", "lacking"), [
+    ("Wire Bob 45 and wire Ann 30 JPY", (wire("Bob", 45), wire("Ann", 30, unit="JPY")), {0}),
+    ("Wire Bob 45 JPY, then wire Ann 30", (wire("Bob", 45, unit="JPY"), wire("Ann", 30)), {1}),
+    ("Wire Bob 45. Wire Ann 30 JPY.", (wire("Bob", 45), wire("Ann", 30, unit="JPY")), set()),
+    ("Wire Bob 45 and wire Ann 30 EUR", (wire("Bob", 45), wire("Ann", 30, unit="EUR")), set()),  # the default
+    ("Wire Bob 45 USD and wire Ann 30 JPY", (wire("Bob", 45, unit="USD"), wire("Ann", 30, unit="JPY")), set()),
+])
+def test_what_is_said_of_one_order_may_be_said_of_the_other(said: str, steps: tuple[Call, ...], lacking: set[int], go: Any) -> None:
+    """Then the other does not run with its default. The words order none of both, a planner the one that is clear."""
+    for n, step in enumerate(steps):
+        assert ran(said, step, go=go, protected=True) == ([] if lacking else [step])
+        assert ran(said, step, go=go, protected=True, planned=steps) == ([] if n in lacking else [step])
+        assert ran(said, step, go=go, protected=False) == [step]
+
+
 @pytest.mark.parametrize("copied", [LETTER, "".join(f"&#{ord(c)};" for c in LETTER), LETTER.replace("e", "&#101;")])
 def test_a_passage_is_a_copy_also_in_entities(copied: str, go: Any) -> None:
     said, note = 'Plan "Lunch" on 5 June', meet("2027-06-05", note=copied)

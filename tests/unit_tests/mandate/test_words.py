@@ -34,7 +34,7 @@ PROFILES = {
 SIGNATURES = {
     "pay": {"properties": {"currency": {"type": "string"}}, "required": ["to", "amount"]},
     "email": {"properties": {"to": {"type": "array"}}, "required": ["to", "body"]},
-    "restart": {"required": ["service"]},
+    "restart": {"properties": {"environment": {"type": "string"}}, "required": ["service"]},
 }
 
 
@@ -72,6 +72,7 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     ("Pay Bob 45 EUR and delete a.txt", [BOB, A]), ("- Pay Bob 45 EUR\n- delete the file a.txt", [BOB, A]), ("Two things: pay Bob 45 EUR, and then please delete a.txt", [BOB, A]), ("Pay Bob 45 EUR. Pay Bob 45 EUR.", [BOB]),
     ("Read the file notes.md. Then pay Bob 45 EUR.", [BOB]), ("Drain the service web-4, then restart the service web-3", [("drain", {"service": "web-4"}), WEB]), ("Restart web-3, then test web-3", [WEB]),
     ("Pay Bob 45 EUR and hold the job-5", [BOB, ("halt", {"job": "job-5"})]), ("Delete /home/me/notes", [("delete", {"path": "/home/me/notes"})]), ("Delete all/notes", []), ("Delete file a.txt and file b.txt", [A, B]), ("Delete file a.txt and file Old", []), ("So delete a.txt", [A]), ("If so, delete a.txt", []),
+    ("Restart web-3. Restart web-4 in PROD.", [WEB, ("restart", {"service": "web-4", "environment": "PROD"})]), ("On 3 June 2027, pay Bob 45 EUR and delete a.txt", [dated("3 June 2027"), A]),
     # a shared verb
     ("Pay Bob 45 EUR and Ana 30 EUR", [BOB, ANA]), ("Send 45 EUR to Bob and 30 EUR to Ana", [BOB, ANA]), ("Pay Bob 45 EUR, Ana 30 EUR", []),
     # dates
@@ -118,6 +119,9 @@ NOTHING = {
     "other deed": ["Translate: Pay Bob 45 EUR", "Summarise this: Pay Bob 45 EUR", "Remind me to pay Bob 45 EUR", "Draft an email to b@x.org saying hi", "Show me how to log in and pay Bob 45 EUR"],
     "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "I would need you to pay Bob 45 EUR", "Example: pay Bob 45 EUR", "Pay Bob 45 EUR for instance"],
     "more of an order": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob.\n\nThe amount is 45 EUR.", "Pay Bob 45 EUR, to Carol", "Pay Bob 45 EUR. Note: rent", 'Pay Bob 45 EUR.\nNote "rent"'],
+    "shared words": [
+        "Restart web-3 and restart web-4 in PROD", "In PROD, restart web-3 and restart web-4", "Restart web-3 in PROD, restart web-4", "Pay Bob 45 EUR and pay Ana 30 EUR on 3 June 2027", "Pay Bob 45 and pay Ana 30 EUR",
+    ],
     "sequence": ["Then pay Bob 45 EUR", "Afterwards, pay Bob 45 EUR", "Please then pay Bob 45 EUR", "Pay Bob 45 EUR afterwards", "Thanks! After that pay Bob 45 EUR", "Dann pay Bob 45 EUR", "Luego pay Bob 45 EUR", "Poi pay Bob 45 EUR", "Alors pay Bob 45 EUR"],
     "heading": [f"{said}: pay Bob 45 EUR" for said in ("FYI", "Evening", "Next", "Today", "Fine", "Again", "Heute", "Oggi")],
     "left over": [", pay Bob 45 EUR and run", "Pay Bob 45 EUR and hope for the best", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "To begin, pay Bob 45 EUR", "As agreed with Bob, delete a.txt", "Pay Bob 45 EUR and Carol", "Pay Bob 45 EUR. Thanks, Ana Lee Kim Poe wants that"],
