@@ -1,8 +1,8 @@
 """Search the output of a tool for the live tokens of its call.
 
 A token is useless without its signature. So the search is for the signature segment: plain, in base64 (both alphabets,
-any alignment), percent-encoded, and broken over lines. An object is searched in the form that a serialiser would write.
-The search finds tokens that a careless tool leaks, but not tokens that a tool hides on purpose.
+any alignment), escaped for a URL, JSON or HTML (up to three times), and broken over lines. An object is searched in the
+form that a serialiser would write. The search finds tokens that a careless tool leaks, but not those that it hides.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import copyreg
 import dataclasses
+import html
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -165,6 +166,8 @@ class TokenSearch:
                 clean = _without(clean, form)
         if "%" in clean and (cleaner := _ESCAPED.sub(self._in_run, clean)) != clean:
             clean = cleaner
+        if self._in_escapes(clean):
+            clean = REDACTED
         # Remove line breaks to find a broken token. Its position is then unknown, so the whole text is replaced.
         # In a quoted text, a line break may be an escape.
         if ("\n" in clean or "\\n" in clean or "\r" in clean) and self._in(_unwrapped(clean)):
@@ -175,6 +178,15 @@ class TokenSearch:
 
     def _in_run(self, run: re.Match[str]) -> str:
         return REDACTED if "%" in run[0] and self._in(unquote(run[0])) else run[0]
+
+    def _in_escapes(self, text: str) -> bool:
+        for _ in range(MAX_ESCAPES):
+            before, text = text, _ESCAPE.sub(_unescaped, text)
+            if text == before:
+                return False
+            if self._in(text) or self._in(_unwrapped(text)):
+                return True
+        return False
 
     def _in(self, text: str) -> bool:
         return any(form in text for form in self._forms)
@@ -214,6 +226,20 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (maker, arguments, state)
         yield from items or ()
         yield from chain.from_iterable(pairs or ())
+
+
+MAX_ESCAPES: Final = 3
+# Escapes of a token's characters and of escapes, and a broken line of a shell.
+_ESCAPE: Final = re.compile(
+    r"\\(?:u00([2-7][0-9A-Fa-f])|x([2-7][0-9A-Fa-f])|[-+/._~=\\]|\r?\n)|%([2-7][0-9A-Fa-f])"
+    r"|&(?:#[0-9]{2,7}|#[Xx][0-9A-Fa-f]{2,6}|amp|bsol|equals|lowbar|percnt|period|plus|sol);?"
+)
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    if code := escape[1] or escape[2] or escape[3]:
+        return chr(int(code, 16))
+    return html.unescape(escape[0]) if escape[0][0] == "&" else escape[0][1:].strip()
 
 
 def _unwrapped(text: str) -> str:
