@@ -26,7 +26,7 @@ client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK, au
 
 @app.get(PATH)
 async def balance(who: Annotated[Credential, Depends(server)]) -> str:
-    return f"{who.subject}, by {who.actors[0]}: 98.70"
+    return f"{who.principal}, by {who.actors[0]}: 98.70"
 
 @profile(effect="read", sink="none", audience=(BANK,))
 @tool

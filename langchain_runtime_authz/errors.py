@@ -148,6 +148,7 @@ class Code(StrEnum):
     CREDENTIAL_EXPIRED = "credential_expired", "the token has expired; use it inside the call for which it was minted", "the token was kept for longer than its minute", "replan"
     CREDENTIAL_NOT_YET_VALID = "credential_not_yet_valid", "the token is not valid yet; synchronise the clocks of issuer and verifier", "two machines' clocks differ", "later"
     CREDENTIAL_TENANT = "credential_tenant", "the token is of another tenant; use this tenant's instance", "a token of one tenant was sent to another tenant's service", "fixed"
+    CREDENTIAL_SUBJECT = "credential_subject", "the service does not serve subjects of this type; name the type in its `subject_types`", "an agent or a service acts on its own behalf, or nobody named a subject", "fixed"
     CREDENTIAL_KEY = "credential_key", "the token's key is unknown, withdrawn or compromised; check the issuer's key set", "keys were rotated, or the verifier reads another key set", "fixed"
     CREDENTIAL_TOOL = "credential_tool", "the token was minted for another tool or agent; send the token that was minted for this one", "a tool handed its token to another tool or agent", "fixed"
     CREDENTIAL_CALL = "credential_call", "the token was minted for another call of the tool (step, standing or arguments); send the token of this very call", "a token was reused for another request", "fixed"

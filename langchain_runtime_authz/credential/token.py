@@ -168,7 +168,8 @@ class Credential(Sealed):
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
         claims: the claims, read-only: mappings and tuples instead of objects and arrays.
-        subject: the user or service on whose behalf the agent acts (`sub`). `principal` has its type too.
+        subject: the user or service on whose behalf the agent acts (`sub`). The user `alice` and the service `alice` are
+            two: `subject_type` (`sub_type`) tells them apart, and `principal` has both.
         tenant: the tenant whose data the call concerns (`tenant`).
         audience: the one resource that may accept the token (`aud`).
         issuer: the issuer (`iss`).
@@ -178,6 +179,7 @@ class Credential(Sealed):
 
     __slots__ = ("claims", "token")
     subject = _Text(SUBJECT)
+    subject_type = _Text(SUBJECT_TYPE)
     tenant = _Text(TENANT)
     audience = _Text(AUDIENCE)
     issuer = _Text(ISSUER)
@@ -191,8 +193,8 @@ class Credential(Sealed):
 
     @property
     def principal(self) -> str:
-        """Return `type:id`: the user `alice` and the service `alice` are two principals."""
-        return f"{self.claims[SUBJECT_TYPE]}:{self.subject}"
+        """Return the subject's type and id, like `user:alice`."""
+        return f"{self.subject_type}:{self.subject}"
 
     @property
     def actor(self) -> str:

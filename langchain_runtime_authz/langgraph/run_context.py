@@ -24,7 +24,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz._flow import drive_apart, methods
 from langchain_runtime_authz.audit.sinks import records_of
 from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, set_refusals_finder
-from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
+from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -290,7 +290,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
         raise CredentialError(Code.CREDENTIAL_TENANT)
     if len(credential.actors) > MAX_DELEGATORS:
         raise CredentialError(Code.TOO_DEEP)
-    subject = Subject.of({"type": credential.claims[SUBJECT_TYPE], "id": credential.subject})
+    subject = Subject.of({"type": credential.subject_type, "id": credential.subject})
     return subject, credential.actors, credential.grant.attenuate(grant)
 
 

@@ -238,9 +238,8 @@ class ProtectedMcp(ProtectedApp):
 
     def _question(self, credential: claim.Credential, name: str) -> bytes:
         """Return the default request for a `tools/call` (AuthZEN COAZ, MCP binding)."""
-        claims = credential.claims
         properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}
-        subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}
+        subject = {"type": credential.subject_type, "id": credential.subject, "properties": properties}
         call = {"action": {"name": "tools/call"}, "resource": {"type": "tool", "id": self._prefix + name}}
         return json.dumps({"subject": subject, **call, "context": {"agent": credential.actor}}).encode()
 

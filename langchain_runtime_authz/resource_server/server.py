@@ -149,6 +149,7 @@ class ResourceServer(BearerServer[Credential]):
         audience: this service's name, exactly as the profiles of the calling tools give it (`ToolProfile.audience`).
         tenant: the tenant whose data this service holds. Use `None` if the service holds several tenants' data and
             checks `credential.tenant` itself.
+        subject_types: types of the subjects that the service serves, like `user` and `service`.
         status: tells if a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
@@ -162,6 +163,7 @@ class ResourceServer(BearerServer[Credential]):
         audience: str,
         tenant: str | None,
         status: Status,
+        subject_types: Collection[str] = ("user",),
         proofs: ProofVerifier | None = None,
         require_proof: bool = False,
         metadata: ResourceMetadata | None = None,
@@ -175,6 +177,7 @@ class ResourceServer(BearerServer[Credential]):
         self.audience = audience
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof = proofs, require_proof
+        self._subject_types = frozenset(subject_types)
         self._tools: frozenset[str] | None = None
         self._of_all = self  # copies that `for_tools` makes still refer to this server
 
@@ -227,6 +230,8 @@ class ResourceServer(BearerServer[Credential]):
         if len(shown) > 1:
             raise CredentialError(BAD_REQUEST)
         credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant, bound=True)
+        if credential.subject_type not in self._subject_types:
+            raise CredentialError(Code.CREDENTIAL_SUBJECT)
         self._check_proof(credential, scheme, shown, method, path)
         await self._check_live(credential)
         return self._for_its_tools(credential)

@@ -35,7 +35,7 @@ PINNED = {
     "subject_mismatch", "uncanonical_argument", "unknown_action", "unknown_obligation", "unknown_tool", "unplanned",
     "unprofiled", "unrepeatable_arguments", "pdp_unreachable", "pdp_tls", "pdp_redirect", "pdp_unauthorized",
     "pdp_status", "pdp_protocol", "pdp_too_large", "pdp_undefined", "pdp_circuit_open",
-    "credential_expired", "credential_not_yet_valid", "credential_tenant", "credential_key", "credential_tool",
+    "credential_expired", "credential_not_yet_valid", "credential_tenant", "credential_subject", "credential_key", "credential_tool",
     "credential_missing", "keys_unavailable", "status_unavailable", "proof_missing", "proof_invalid", "proof_replayed",
     "proof_nonce", "proof_limit", "exchange_refused", "exchange_failed", "no_call",
 }  # fmt: skip

@@ -141,6 +141,9 @@ def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, er
 @pytest.mark.parametrize(("options", "changes", "status", "code"), [
     ({"audience": "https://mail.example"}, {}, 401, "audience"),
     ({"tenant": "umbrella"}, {}, 401, "credential_tenant"),
+    ({}, {"subject": Subject(type="service", id="alice")}, 401, "credential_subject"),
+    ({}, {"subject": Subject(type="anonymous", id="anonymous")}, 401, "credential_subject"),
+    ({"subject_types": ()}, {}, 401, "credential_subject"),
     ({"status": Says("stale")}, {}, 401, "credential_revoked"),
     ({"status": Says(OSError())}, {}, 503, "status_unavailable"),
     ({"status": Says(None)}, {}, 401, "credential_revoked"),
@@ -162,6 +165,12 @@ def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code
     else:
         assert f'error_description="{code}"' in challenge(answer)
     assert asked(app).status_code == 401
+
+
+def test_a_service_may_serve_other_subjects_too() -> None:
+    for kind, status in (("user", 200), ("service", 200), ("agent", 401)):
+        headers = {"Authorization": f"Bearer {token(subject=Subject(type=kind, id='alice'))}"}
+        assert asked(app_of(server(subject_types=("user", "service"))), headers).status_code == status
 
 
 def test_too_many_proofs_of_one_key_are_one_callers_trouble() -> None:
@@ -646,7 +655,7 @@ def test_a_session_belongs_to_the_subject_of_its_first_token(other: str, protect
         await send({"type": "http.response.start", "status": 200, "headers": opened})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    app = ProtectedMcp(inner, server(tenant=None)) if protected else inner
+    app = ProtectedMcp(inner, server(tenant=None, subject_types=("user", "service"))) if protected else inner
 
     async def said(who: dict[str, Any], method: str = "POST", session: str = "s", **message: Any) -> int:
         headers = {"Authorization": f"Bearer {token(**who)}", "Mcp-Session-Id": session}
