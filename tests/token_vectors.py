@@ -108,6 +108,9 @@ def _good() -> Iterator[tuple[Any, ...]]:
     yield "digits of another script in a text for a number", token, {"args": {"amount": "\u0669\u0668.\u0667"}}
     yield "an exponent in a text for a number", token, {"args": {"amount": "9.87e1"}}
     yield "blanks around a text", token, {"args": {"recipient": " DE21500105170123456789 "}}
+    for held, shown in (("+00:00", "Z"), ("Z", "+00:00"), ("+00:00", "+01:00")):
+        timed = _signed(_claims({**PAYMENT, "on": f"2026-12-05T10:00:00{held}"}))
+        yield f"a time that ends in {shown} for {held}", timed, {"args": {"on": f"2026-12-05T10:00:00{shown}"}}
     yield "an argument that was not given", token, {"args": {"on": None}}
     yield "the step that is demanded", token, {"step": "pay"}
     yield "an unknown claim", _signed(_with(lambda c: c.update(extra={"a": 1})))

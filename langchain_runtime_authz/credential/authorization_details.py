@@ -5,8 +5,9 @@ made like that of a disclosure (RFC 9901 §4.2.3): base64url(SHA-256(base64url(J
 is canonical (RFC 8785) and the value in normal form, so that a service can recompute the digest from its request. The
 salt is in the token, so a reader of the token can test a guess of a value.
 
-In normal form an amount is a number, and a text has no blanks around it. If a token holds a number, a service may pass
-it as a text like `-98.70`, because paths and forms hold only texts. Services read other texts in different ways.
+In normal form an amount is a number, a text has no blanks around it, and a time in UTC ends in `Z`. If a token holds a
+number, a service may pass it as a text like `-98.70`, because paths and forms hold only texts. Services read other texts
+in different ways.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
+_UTC: Final = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{5,18})\+00:00")
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,10})?")
 ORDERED: Final = ("covered", names.APPROVED)
 """What a service accepts by default: calls that the mandate covers, and calls that an approver approved."""
@@ -135,7 +137,7 @@ def _normal_arguments(
     """
     try:
         held = as_json(dict(args))
-        return {name: _normal(v, read if only is None or name in only else str.strip) for name, v in held.items()}
+        return {name: _normal(v, read if only is None or name in only else _plain) for name, v in held.items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
         return None
 
@@ -149,18 +151,24 @@ def _normal(value: Any, read: Callable[[str], Any]) -> Any:
     return read(value) if isinstance(value, str) else value
 
 
+def _plain(text: str) -> str:
+    """Return a text without the blanks around it, and a time in UTC with a `Z`."""
+    utc = _UTC.fullmatch(text := text.strip())
+    return f"{utc[1]}Z" if utc else text
+
+
 def _amount(text: str) -> Any:
-    """Return the only number that a model can mean by a text, or the stripped text."""
+    """Return the only number that a model can mean by a text, or the plain text."""
     read = [Decimal(form[4:]) for form in forms_of(text) or () if form.startswith("num:")]
     if len(read) != 1:  # `1,200` may mean two numbers
-        return text.strip()
+        return _plain(text)
     # Such a number has at most 15 digits, which a double holds exactly.
     return int(read[0]) if read[0] == read[0].to_integral_value() else float(read[0])
 
 
 def _decimal(text: str) -> Any:
-    """Return the number that every service reads in a text, or the stripped text."""
-    return float(text.strip()) if _DECIMAL.fullmatch(text.strip()) else text.strip()
+    """Return the number that every service reads in a text, or the plain text."""
+    return float(text.strip()) if _DECIMAL.fullmatch(text.strip()) else _plain(text)
 
 
 def argument_digest(salt: str, name: str, value: Any) -> str:
@@ -204,7 +212,7 @@ def check_call(
     arguments, or an argument that the token does not hold).
     """
     detail = _call(credential, tool)
-    as_text, as_number = _normal_arguments(args, str.strip), _normal_arguments(args, _decimal)
+    as_text, as_number = _normal_arguments(args, _plain), _normal_arguments(args, _decimal)
     if step is not None and detail.get(names.STEP) != step:
         _refuse("the step")
     approved = detail.get(names.APPROVED) is True and names.APPROVED in (accept or ())
@@ -256,7 +264,7 @@ def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)
-    values = _normal_arguments(shown, str.strip) if isinstance(shown, Mapping) else None
+    values = _normal_arguments(shown, _plain) if isinstance(shown, Mapping) else None
     salt = str(detail.get(names.SALT))
     return None if values is None else {name: argument_digest(salt, name, held) for name, held in values.items()}
 

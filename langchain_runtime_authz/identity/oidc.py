@@ -10,7 +10,7 @@ for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The
 | without `sub`, with the client as `sub` (RFC 9068 §5), or marked by the provider as the client's own | `service` |
 | every other token | `user` |
 
-So an agent or a cron job is never a user, whatever its token claims.
+So an agent is a user only if its token is like a user's: with a subject that is not the client, and without `act`.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ def refusal(why: str) -> AuthzError:
 class TokenFileIdentity(WorkloadIdentity):
     """The identity of this process, proven by a token file of its platform.
 
-    The platform, like Kubernetes, replaces the file before the token expires. Then the new file is read.
+    The platform, like Kubernetes, replaces the file before the token expires. Then the new file is read. While the file
+    is half-written, the present proof stays. So a bad token ends it only if the next check finds the same token.
 
     Args:
         path: the file's path.
@@ -291,7 +292,7 @@ class TokenFileIdentity(WorkloadIdentity):
         if not isinstance(verifier, OidcVerifier) or not every > 0:
             raise ConfigError("`verifier` is an `OidcVerifier`, and `every` a number of seconds")
         self._path, self._verifier, self._every = Path(path).absolute(), verifier, every
-        self._token = ""
+        self._token = self._bad = ""
         super().__init__(wait=wait)
 
     def token(self) -> str:
@@ -317,12 +318,17 @@ class TokenFileIdentity(WorkloadIdentity):
             return
         if token == self._token and self.attested:
             return
+        if token.count(".") != 2:  # noqa: PLR2004  (a JWS has three parts)
+            self._miss("the token file holds no whole token")
+            return
+        before, self._bad = self._bad, token
         try:
             caller = self._verifier.caller(token)
             if caller.subject.type == "agent":
                 raise refusal("the token speaks for an agent, not for a workload")
         except AuthzError as exc:
-            (self._miss if exc.code == Code.IDENTITY_UNAVAILABLE else self._refuse)(str(exc.detail))
+            lasts = token == before and exc.code != Code.IDENTITY_UNAVAILABLE
+            (self._refuse if lasts else self._miss)(str(exc.detail))
             return
         self._token = token
         self._accept(Proof(f"{self._verifier.issuer}#{quote(caller.subject.id, safe=':')}", caller.expires_at))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +34,7 @@ _log: Final = logging.getLogger(__name__)
 
 BAD_REQUEST: Final = "invalid_request"
 NO_SESSION: Final = "session_not_found"
+POLICY_VIOLATION: Final = 1008  # RFC 6455 §7.4.1
 _WAIT: Final = (429, 503)
 # HTTP status and OAuth error by code; any other code is an invalid token
 _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
@@ -108,11 +109,13 @@ class BearerServer(Generic[T_co]):
         """Return the caller of a Starlette request, or raise like `authenticate`."""
         return await self.authenticate(**_request(connection))
 
-    async def __call__(self, request: Request, response: Response) -> T_co:
-        """Return the caller to FastAPI, or raise an `HTTPException` with the answer."""
+    async def __call__(self, connection: HTTPConnection, response: Response) -> T_co:
+        """Return the caller to FastAPI, or raise an exception with the answer."""
         try:
-            caller = await self.of(request)
+            caller = await self.of(connection)
         except AuthzError as exc:
+            if connection.scope["type"] == "websocket":
+                raise WebSocketException(POLICY_VIOLATION, exc.code) from None
             raise self._http(exc) from None
         if (nonce := self.nonce()) is not None:
             response.headers["DPoP-Nonce"] = nonce
@@ -382,6 +385,6 @@ def bearer_token(given: list[str]) -> tuple[str, str]:
 async def send_refusal(refused: Refusal, scope: Scope, send: Send) -> None:
     """Send a refusal as HTTP answer, or close the WebSocket with it."""
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": refused.code})
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": refused.code})
     else:
         await send_json(send, refused.status, {"error": refused.code}, refused.headers)

@@ -76,7 +76,7 @@ function readings(value) {
 }
 
 function trimmed(value, read = (text) => text) {
-  if (typeof value === "string") return read(value.trim());
+  if (typeof value === "string") return read(value.trim().replace(/^(\d{4}-\d\d-\d\dT[\d:.]{5,18})\+00:00$/, "$1Z"));
   if (Array.isArray(value)) return value.map((item) => trimmed(item, read));
   if (value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.entries(value).map(([name, held]) => [name, trimmed(held, read)]));

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -161,6 +162,10 @@ def test_an_argument_without_json_form_has_no_token(value: Any) -> None:
     ({"recipient": "1.10"}, {"recipient": "1.1"}, False), ({"recipient": "1.10"}, {"recipient": 1.1}, False),
     ({"recipient": "007"}, {"recipient": 7}, False), ({"recipient": ["a", "b"]}, {"recipient": ("a", "b")}, True),
     ({"recipient": ["a", "b"]}, {"recipient": ["a"]}, False), ({"recipient": ["a", "b"]}, {"recipient": "a"}, False),
+    ({"on": datetime(2026, 12, 5, 10, tzinfo=UTC)}, {"on": "2026-12-05T10:00:00Z"}, True),
+    ({"on": "2026-12-05T10:00:00.5Z"}, {"on": "2026-12-05T10:00:00.5+00:00"}, True),
+    ({"on": "2026-12-05T10:00:00Z"}, {"on": "2026-12-05T10:00:00+01:00"}, False),
+    ({"on": "2026-12-05T10:00:00Z"}, {"on": "2026-12-05T10:00:00"}, False),
     # A path has texts alone.
     ({"account": {"id": 7}}, {"account.id": "7"}, True), ({"account": {"id": 7}}, {"account.id": "8"}, False),
     ({"account": [{"id": 7}, {"id": 8}]}, {"account.id": [7, 8]}, True),

@@ -41,7 +41,7 @@ def test_a_file_that_is_replaced(tmp_path: Path) -> None:
         replaced(path, later)
         until(lambda: identity.expires_at > before)
         assert identity.token() == later
-        for bad in (projected(OTHER), projected(aud=["else"]), projected(act={"sub": "x"}), projected(sub="another"), ""):
+        for bad in (projected(OTHER), projected(aud=["else"]), projected(act={"sub": "x"}), projected(sub="another")):
             replaced(path, bad)
             until(lambda: not identity.attested)
             with pytest.raises(AuthzError) as refused:
@@ -49,6 +49,27 @@ def test_a_file_that_is_replaced(tmp_path: Path) -> None:
             assert refused.value.code == "workload_unproven"
             replaced(path, projected())
             until(lambda: identity.attested)
+    finally:
+        identity.close()
+
+
+@pytest.mark.parametrize("cut", [0, 50, -1], ids=["empty", "a part", "all but a character"])
+def test_a_half_written_file_costs_nothing(cut: int, tmp_path: Path) -> None:
+    """Only a platform that replaces the file writes it at once. A cut signature is refused if it stays."""
+    path, whole = tmp_path / "token", projected()
+    path.write_text(whole)
+    identity = TokenFileIdentity(path, verifier(client_id=APP), every=60)
+    try:
+        path.write_text(whole[:cut])
+        identity._look()
+        assert identity.attested and identity.token() == whole
+        path.write_text(later := projected(exp=int(time.time()) + 900))
+        identity._look()
+        assert identity.token() == later
+        for _ in range(2):
+            path.write_text(whole[:cut])
+            identity._look()
+        assert identity.attested == (cut >= 0)
     finally:
         identity.close()
 

@@ -290,6 +290,25 @@ def test_the_guard_in_front_of_an_application() -> None:
     assert asked(app, {"Authorization": f"Bearer {token()}"}).status_code == 200 and reached == ["ws", "pay"]
 
 
+def test_a_dependency_of_the_application_guards_web_sockets_too() -> None:
+    from starlette.websockets import WebSocketDisconnect
+
+    app = FastAPI(dependencies=[Depends(server())])
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("served")
+        await socket.close()
+
+    with TestClient(app) as client:
+        with pytest.raises(WebSocketDisconnect) as refused, client.websocket_connect("/ws"):
+            pass
+        assert (refused.value.code, refused.value.reason) == (1008, "credential_missing")
+        with client.websocket_connect("/ws", headers={"Authorization": f"Bearer {token()}"}) as socket:
+            assert socket.receive_text() == "served"
+
+
 @pytest.mark.parametrize("options", [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}], ids=str)
 def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
     """No service without a name, and none that forgot to say whom it asks."""
