@@ -44,7 +44,12 @@ ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-id
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
 _OF_USER: Final = frozenset(("openid", "profile", "email", "address", "phone"))  # claims, not rights: OIDC Core §5.4
-_ERROR: Final = re.compile(r"[a-z_]{1,40}")
+# RFC 6749 §5.2, RFC 8693 §2.2.2, OpenID Connect Core §3.1.2.6; another text could be a secret
+_ERRORS: Final = frozenset((
+    "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope",
+    "invalid_target", "access_denied", "server_error", "temporarily_unavailable", "interaction_required",
+    "login_required", "consent_required", "invalid_dpop_proof", "use_dpop_nonce",
+))  # fmt: skip
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
 
@@ -146,7 +151,7 @@ class TokenExchange(Secret):
             _fail("no answer in time, or a redirect, or too long a one, or not a JSON object")
         if answer.status != httpx.codes.OK:
             error = str(body.get("error"))
-            raise CredentialError(Code.EXCHANGE_REFUSED, error if _ERROR.fullmatch(error) else "no error code")
+            raise CredentialError(Code.EXCHANGE_REFUSED, error if error in _ERRORS else "no known error code")
         token, lifetime, scope = body.get("access_token"), body.get("expires_in"), body.get("scope")
         if not isinstance(token, str) or len(token) > claim.MAX_TOKEN or not _TOKEN68.fullmatch(token):
             _fail("`access_token` is not a token")
@@ -158,6 +163,8 @@ class TokenExchange(Secret):
             _fail("`scope` is wider than the requested one")
         now, claims = time.time(), _claims(token)
         wanted_for = {form[name] for name in ("audience", "resource") if name in form}
+        if claims is None and _is_jwt(token):
+            _fail("the token's claims cannot be read")
         if other := _unfit(claims, wanted_for, now + claim.MARGIN, now + self._max_lifetime + 60):  # clocks may differ
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
@@ -287,6 +294,12 @@ def _claims(token: str) -> Mapping[str, Any] | None:
     parts = token.split(".")
     payload = decode_segment(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
     return json_object(payload) if payload is not None else None
+
+
+def _is_jwt(token: str) -> bool:
+    header, *rest = token.split(".")
+    head = decode_segment(header) if len(rest) == 2 else None  # noqa: PLR2004
+    return head is not None and json_object(head) is not None
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:

@@ -123,7 +123,7 @@ class CallAuth(TicketAuth):
         places += [(audience, audience) for audience in audiences if audience not in self._named.values()]
         under = [(len(place), audience) for place, audience in places if is_under(url, place)]
         if not under:
-            raise CredentialError(Code.AUDIENCE, f"{parts.scheme}://{parts.netloc} is none of the call's audiences")
+            raise CredentialError(Code.AUDIENCE, f"{parts.scheme}://{parts.hostname} is none of the call's audiences")
         return max(under)[1]  # the longest, if one lies under another
 
     def _send(self, request: httpx.Request, origin: str, ticket: Ticket | None, audience: str) -> Flow:

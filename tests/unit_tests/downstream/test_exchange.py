@@ -275,6 +275,18 @@ def test_a_token_for_another_audience_is_not_sent(aud: Any) -> None:
         assert len(made.crm.got) == 1
 
 
+@pytest.mark.parametrize("payload", ["", "e30A", "e30~", "W10", "eyJhdWQiOiAiY3JtIiwgImF1ZCI6ICJldmlsIn0", "bm90IEpTT04"])
+def test_a_jwt_whose_claims_cannot_be_read_is_not_sent(payload: str) -> None:
+    """The service could read another audience in it. A text that only has two dots is an opaque token."""
+    header, _, signature = jwt(aud="crm").split(".")
+    for token, sent in ((f"{header}.{payload}.{signature}", 0), ("v1.local.opaque", 1)):
+        made = OnBehalf(issued(access_token=token))
+        with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
+            with contextlib.nullcontext() if sent else pytest.raises(CredentialError, match="exchange_failed"):
+                made.ask()
+        assert len(made.crm.got) == sent
+
+
 def test_an_id_jag_is_granted_by_the_services_own_endpoint() -> None:
     """draft-ietf-oauth-identity-assertion-authz-grant: an ID token for an ID-JAG, and that for an access token."""
     jag, issuer = jwt(aud="https://as.crm.example"), "https://as.crm.example"

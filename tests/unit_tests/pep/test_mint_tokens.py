@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
+from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzDenied, CredentialError, LedgerError
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, human, replying
+from tests.unit_tests.credential.tokens import a_request
 
 BANK = "https://bank.example"
 
@@ -208,6 +210,16 @@ def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
     assert all(authz.ledger.load(scope, Query()).revoked for scope in scopes)
     revoked = [r for r in authz.audit.records if r["kind"] == "run" and r["event"] == "revoked"]  # type: ignore[attr-defined]
     assert revoked[-1]["scope"]["thread"] == kid
+
+
+@pytest.mark.parametrize(("more", "believed"), [(0, True), (5, True), (6, False), (30, False)])
+def test_a_remote_issuers_token_lives_no_longer_than_asked(more: int, believed: bool) -> None:
+    """A token ends with the workload's proof, so its end is asked for. The issuer's clock may be five seconds ahead."""
+    issuer, now = Remote(), int(time.time())
+    asked = a_request(issued_at=now, expires_at=now + 30)
+    issuer.lie = {"expires_at": now + 30 + more}
+    with nullcontext() if believed else pytest.raises(CredentialError, match="another credential"):
+        assert mint(issuer, asked, verifier=Verifier(issuer=issuer.issuer, jwks=issuer.jwks)).expires_at == now + 30 + more
 
 
 BOB = {"steps": [{"id": "rent", "tool": "pay", "args": {"recipient": "bob", "amount": 45}}]}
