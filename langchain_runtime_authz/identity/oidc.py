@@ -146,7 +146,8 @@ class OidcVerifier:
         """Return the client of the document's key set; `None` if the document is invalid."""
         # OpenID Connect Discovery §4.3: otherwise one provider could speak for another.
         if document is None or document.get("issuer") != self.issuer:
-            self._why = "it has no discovery document of its own"
+            cause = "cannot be read without a credential" if document is None else "is of another issuer"
+            self._why = f"its discovery document {cause}"
             return None
         uri = document.get("jwks_uri")
         try:
