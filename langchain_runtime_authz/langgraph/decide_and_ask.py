@@ -42,8 +42,6 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 _SKIPPED: Final[dict[str, list[str]]] = {interrupts.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: interrupts.interrupt_for(value))
-# Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
-AskAgain: Final = Effect(lambda _, value: interrupts.interrupt_for(value, approval_questions.approval_ids(value)))
 
 PATIENCE: Final = 30.0  # seconds that a call waits while another call of its graph task asks
 
@@ -198,8 +196,7 @@ class _Asking:
 
     @property
     def _execution(self) -> _Execution:
-        found: _Execution = self.run.local.executions.setdefault(interrupts.execution_of(self.config), _Execution())
-        return found
+        return self.run.local.executions.setdefault(interrupts.execution_of(self.config), _Execution())  # type: ignore[no-any-return]
 
     def ask(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False
@@ -329,7 +326,8 @@ class _Asking:
         """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
         # An answer by interrupt id to one question must not count for another one.
         run = self.run
-        while self._pad is not None and not self.here:
+        shared = self._numbers is not None and self._numbers.asks  # with a tool's question that is asked now
+        while self._pad is not None and not (self.here or shared):
             if (held := (yield from self._asked_next())) in (None, own):
                 if own and held is None:
                     mark = SetMark(f"{OF_TASK}{private.interrupt_id(self.config)}", own)
@@ -352,7 +350,7 @@ class _Asking:
     def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
         """Return the answer to a question, or pause. Skip answers to earlier questions."""
         config, question = self.config, approval_questions.interrupt_value(asked)
-        ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
+        ids, own, again = approval_questions.approval_ids(question), asked[0][1].interrupt_id, False
         settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)  # it needs no answer
         while True:
             if (number := private.number_of(config, own)) is not None:
@@ -363,17 +361,16 @@ class _Asking:
                     return given
                 if settled:
                     return None
-                pause = AskAgain  # another question has its number
-                own = own if self._numbers is not None else (yield from self._renumber(asked))
+                again, own = True, (yield from self._renumber(asked))  # another question has its number
             yield from self._pass_others(ids[0])
             if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
                 self._pad.resume.append({interrupts.OURS: ids})  # it was answered outside the graph
                 continue
             if self.may_ask is None and self.pauses:
-                passed = self._numbers is None and (not self.gate or pause is AskAgain)
+                passed = self._numbers is None and (not self.gate or again)
                 private.keep_answers(config, passed=passed)
             answer = yield from self._pause(pause, question)
-            if pause is AskAgain or not own or self._pad is None:
+            if not own or self._pad is None:
                 return answer
 
 

@@ -230,7 +230,7 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     """Record an unprotected graph's resume value, as a protected root entry does.
 
     Return interrupt id → answer, with answers to approval questions marked (`mark_answer`). Return None for a value
-    without ids, unless exactly one approval question waits.
+    without ids, unless it answers exactly one question.
     """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
@@ -248,10 +248,12 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     ids = {a.interrupt_id for a in asked}
     by_id = private.is_resume_map(value)
     given: dict[str, object] = {i: v for i, v in value.items() if i in interrupts} if by_id else {}
-    given = dict.fromkeys(ids, value) if not by_id and len(ids) == 1 else given
+    unseen = not ids and any(a.allowed != TAKES_ANY for a in snapshot.questions)  # questions that nobody was shown
+    asking = interrupts.keys() if unseen else ids
+    given = dict.fromkeys(asking, value) if not by_id and len(asking) == 1 else given
     if ids & given.keys():
         yield from commit_answers(run, [a for a in asked if a.interrupt_id in given], given, interrupts)
-    if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.questions)):
+    if given or by_id or unseen:
         run.keyed_thread = thread  # a plain answer does not count for a question that nobody was shown
     marked = {i: mark_answer(v, interrupts[i], i, snapshot.questions) for i, v in given.items()}
     return marked if marked or by_id else None

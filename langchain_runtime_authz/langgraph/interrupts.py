@@ -39,8 +39,7 @@ from langchain_runtime_authz.telemetry.logs import get_logger
 OURS: Final = "answers_approvals"  # field of a stored answer to an approval question: the approvals' ids
 _GRAPHS_PER_TOOL: Final = 10_000
 
-# The approvals that the present question asks for. (): code asks. None: a new approval question.
-_pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
+_asks_approval: Final = ContextVar[bool]("langchain_runtime_authz.asks_approval", default=False)  # else code asks
 
 
 class Use(Enum):
@@ -55,6 +54,7 @@ class Numbers(dict[int, Use]):
     """Answer number → its use, in one execution of a graph task."""
 
     counter: Callable[[], int]  # LangGraph's own
+    asks = False  # True once a tool's question has left the tool
 
     def is_free(self, number: int) -> bool:
         """Return True if the number belongs to no question yet."""
@@ -77,19 +77,16 @@ def is_marked_for(answer: object, ids: Collection[str], *, plain: bool) -> bool:
     return not set(ids).isdisjoint(marks) if isinstance(marks, list) else plain
 
 
-def interrupt_for(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
-    """Raise the interrupt of an approval question, or return its answer.
-
-    `ids`: return only an answer that is marked for one of these approvals.
-    """
-    before, shown = _pausing.set(ids), dict(value)
+def interrupt_for(value: Mapping[str, Any]) -> Any:
+    """Raise the interrupt of a new approval question, or return a plain answer to it."""
+    before, shown = _asks_approval.set(True), dict(value)
     try:
         return interrupt(shown)
     except GraphInterrupt as exc:  # the id is known only now: it depends on the number
         shown["interrupt_id"] = exc.args[0][0].id
         raise
     finally:
-        _pausing.reset(before)
+        _asks_approval.reset(before)
 
 
 def keep_numbers(config: Mapping[str, Any], answered: Iterable[int], use: Use = Use.KEPT) -> None:
@@ -121,11 +118,11 @@ def counting_questions(
     counter, resume, graphs = scratchpad.interrupt_counter, scratchpad.resume, scratchpad.subgraph_counter
     numbers: Numbers | None = getattr(counter, "numbers", None)
     asked: Collection[int]
-    if numbers is None:  # a node, or a tool of a tool node
+    if numbers is None:  # a node
         numbers = asked = Numbers()
         numbers.counter = counter
         count: Any = partial(_next_in_task, numbers, resume, config)
-    else:  # a tool of a hand-written node
+    else:  # a tool of a node
         asked = [*(mine or ())]
         # A marked answer belongs to an approval of a call inside the tool. None: the tool takes the node's next numbers.
         own = [n for n in asked if n < len(resume) and is_marked_for(resume[n], (), plain=True)]
@@ -140,14 +137,14 @@ def counting_questions(
 
 
 def _next_in_task(numbers: Numbers, resume: list[Any], config: Mapping[str, Any]) -> int:
-    """Return the next free number whose answer, if any, belongs to the question."""
-    if (ids := _pausing.get()) is None:  # a new approval question comes after all answers
+    """Return the next number that is free for the question."""
+    if _asks_approval.get():  # a new approval question comes after all answers
         numbers.setdefault(len(resume), Use.MET)
         return len(resume)
     while True:
         number = numbers.counter()
         given = resume[number : number + 1]
-        if numbers.is_free(number) and all(is_marked_for(answer, ids, plain=not ids) for answer in given):
+        if numbers.is_free(number) and all(is_marked_for(answer, (), plain=True) for answer in given):
             numbers[number] = Use.GIVEN
             return number
         numbers.setdefault(number, Use.MET)
@@ -157,13 +154,11 @@ def _next_in_task(numbers: Numbers, resume: list[Any], config: Mapping[str, Any]
 def _next_in_tool(
     numbers: Numbers, resume: list[Any], next_of_node: Callable[[], int], own: list[int] | None, asked: list[int]
 ) -> int:
-    """Return the next number for a tool of a hand-written node."""
-    ids, number = _pausing.get(), len(resume)  # a new question comes after all answers
-    if ids is None:
-        numbers.setdefault(number, Use.MET)
-    elif ids or own is None:
+    """Return the next number for a tool of a node."""
+    number = len(resume)  # a new question comes after all answers
+    if own is None and not _asks_approval.get():
         number = next_of_node()
-    else:
+    elif own is not None and not _asks_approval.get():
         number = next((n for n in own if numbers.get(n) is not Use.GIVEN), number)
         numbers[number] = Use.GIVEN
     if number not in asked:

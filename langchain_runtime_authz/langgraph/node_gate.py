@@ -227,30 +227,33 @@ class _Gate(private.ToolNode):
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
-        waiting, before = drive(run.engine, message.decide(run)), _queue.get()
+        waiting = drive(run.engine, message.decide(run))
         try:
-            _queue.set(tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
-            return super()._func(input, config, runtime)
+            _queue.set(queue := tool_batch.CallQueue(message.counting, message.calls, waiting, "tool node gate"))
+            return super()._func(input, message.counting, runtime)
+        except GraphInterrupt as exc:
+            raise queue.question(exc) from None
         finally:
-            _queue.set(before)
             if tool_batch.open_tickets(waiting):
                 drive(run.engine, tool_batch.give_back(waiting))
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
-        code = partial(super()._afunc, input, config, runtime)
+        code = partial(super()._afunc, input, message.counting, runtime)
 
         def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
-            waiting, before = (yield from message.decide(run)), _queue.get()
+            waiting = yield from message.decide(run)
             try:
-                _queue.set(queue := tool_batch.CallQueue(message.config, message.calls, waiting, "tool node gate"))
+                _queue.set(queue := tool_batch.CallQueue(message.counting, message.calls, waiting, "tool node gate"))
                 try:
                     return (yield (RunCode, code))
+                except GraphInterrupt as exc:
+                    yield (Finish, queue)
+                    raise queue.question(exc) from None
                 except Exception:
                     yield (Finish, queue)
                     raise
             finally:
-                _queue.set(before)
                 if tool_batch.open_tickets(waiting):
                     yield from tool_batch.give_back(waiting)
 

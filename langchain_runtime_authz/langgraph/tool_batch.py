@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, cast
 
 from langchain_core.messages import ToolCall
+from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
@@ -63,6 +64,8 @@ class MessageCalls:
             self.siblings = [mine.get(i, c) for i, c in planned if i in mine or c.get("id") not in answered]
             self.together = len(self.siblings) == 1
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
+        # Of several calls, all questions are numbered together.
+        self.counting: Any = interrupts.counting_questions(dict(config))[0] if self.calls[1:] else config
 
     def decide(self, run: Run) -> Flow[list[PendingCall]]:
         """Decide this graph task's calls in order. Ask all questions before one runs."""
@@ -171,10 +174,12 @@ class CallQueue:
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[PendingCall], layer: str = "") -> None:
         self.engine = waiting[0].run.engine if waiting else None
-        self._config = config
-        self._calls = calls
+        self._config, self._calls = config, calls
+        if calls[1:]:
+            var_child_runnable_config.set(config)  # to number questions of wrappers too
         self._waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
-        self._asked = self._serial = False
+        self._serial = False
+        self._asked: dict[int, GraphInterrupt] = {}  # index of the call → what it raised to ask
         for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
             self._waiting.setdefault(id(call), (len(self._waiting), one))
             awaited = type(one.verdict) is Ticket and bool(one.verdict.awaited)  # another call is ordered after it
@@ -201,7 +206,7 @@ class CallQueue:
         if self._serial:
             try:
                 yield (_AwaitEarlier, self, place)
-                if self._asked and one.call.error is Code.UNKNOWN_TOOL:
+                if self._asked:
                     raise GraphInterrupt(())  # its question would get the answer to an earlier call's question
             except BaseException:  # cancelled or held: later calls must not wait for this one
                 self._done.add(place)
@@ -253,17 +258,21 @@ class CallQueue:
 
     def _failed(self, place: int, one: PendingCall, exc: BaseException, *, first: bool) -> Flow[None]:
         """Record the question of the tool itself, or of a review before it."""
-        asks = isinstance(exc, GraphInterrupt)
-        self._asked |= asks
+        if isinstance(exc, GraphInterrupt):
+            self._asked[place] = exc
         if one.for_review and one.call.reviewed and isinstance(exc, Exception):
             yield from interrupts.note_failed(one.run, one.call, exc, self._config, first=first)
         try:
-            if asks:
+            if place in self._asked:
                 yield (Finish, self, place)
         finally:
             self._done.add(place)
         if one.question is not None and isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp):
             raise one.question
+
+    def question(self, exc: GraphInterrupt) -> GraphInterrupt:
+        """Return the first call's question, to show it instead of `exc`."""
+        return next((q for _, q in sorted(self._asked.items()) if q.args and q.args[0]), exc)
 
     def wait(self, place: int) -> None:
         """Wait in a thread for the calls before an index."""

@@ -22,7 +22,7 @@ from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import call_messages, output_filter
-from langchain_runtime_authz.langgraph.interrupts import counting_questions
+from langchain_runtime_authz.langgraph.interrupts import counting_questions, numbers_of
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Verdict
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
@@ -242,6 +242,8 @@ class ToolExecution(CodeScope):
         shown = self.arrived.ended(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
+        if question and (numbers := numbers_of(self.config)) is not None:
+            numbers.asks = True
         if self.ticket is None:
             return None
         if state != "suspended" and not self.stages and self.ticket.withdraw():

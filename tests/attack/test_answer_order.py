@@ -453,3 +453,24 @@ def test_an_error_of_the_checkpointer_is_not_one_of_the_ledger(at: int) -> None:
     with pytest.raises(AssertionError, match="of the host"):
         told(authz, graph, human(), THREAD)
     assert ran == []
+
+
+@pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
+@pytest.mark.parametrize("first", ["choose", "pay"])
+def test_tools_of_one_message_ask_one_after_the_other(first: str, by_id: bool, how: str, protected: bool) -> None:
+    """The third tool's payment asks while the second tool's own question is open. Nobody is asked twice."""
+    authz, found, ran = authz_with(asking("pay")), list[Any](), list[Any]()
+    pay = authz.guard(pay_tool(ran))
+    choose = a_tool("choose", lambda of: str(interrupt({"of": of})), of=str)
+    both = a_tool("both", lambda of: [pay.invoke({"to": of, "amount": 1}), str(interrupt({"of": of}))][1], of=str)
+    made = [PAY if first == "pay" else call("choose", {"of": "a"}, "call-1"), call("choose", {"of": "b"}, "call-2"), call("both", {"of": "c"}, "call-3")]
+    graph = hand_written(replying(made), AuthzToolNode([pay_tool(ran), choose, both], authz=authz), checkpointer=InMemorySaver())
+    graph, given = authz.protect(graph) if protected else graph, human()
+    with authz.run(subject="alice"):
+        while paused := (sync if how == "sync" else in_loop)(graph, given, THREAD).get("__interrupt__"):
+            asked = paused[0].value
+            found.append(asked.get("of") or asked["action_requests"][0]["args"]["recipient"])
+            assert len(found) < 6, found
+            answer = True if "of" in asked else YES
+            given = Command(resume={paused[0].id: answer} if by_id else answer)
+    assert found == ["bob" if first == "pay" else "a", "b", "c", "c"] and [to for to, *_ in ran] == ["bob", "c"][first != "pay" :]
