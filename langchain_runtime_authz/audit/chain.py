@@ -58,7 +58,7 @@ class ChainReport:
     file: str = ""  # name of the segment with that line, if the log has several segments
     later: int | None = field(default=None, compare=False)  # lines after the pinned head, if it was found
     code: Code = field(default=Code.CHAIN_BROKEN, compare=False)  # stable code of the failure
-    moved: str | None = None  # head of the file that was moved away, if this log continues one
+    moved: str | None = None  # head of the file that was moved away or replaced, if this log continues one
 
     @property
     def where(self) -> str:
@@ -204,6 +204,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
         elif count and after != before:
             wrong = "it does not continue the segment before it: a segment is missing, or in another's place"
             return ChainReport(count, before, False, 1, wrong, shown)
+        moved = moved or next((str(r.get("after")) for r in own if r["seq"] and r.get("kind") == CONTINUED), None)
         dropped = {str(r.get("head")): count + r["seq"] for r in own[::-1] if r.get("kind") == DROPPED} | dropped
         count, before = count + report.records, report.head
         later = report.later if later is None or report.later is not None else later + report.records

@@ -27,6 +27,7 @@ LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_TORN_LINES: Final = 8  # unfinished lines at a file's end that are named in a record; more mean another file
 RETRY: Final = 60.0  # seconds until a rotation that failed is tried again
 BLOCK: Final = 8192
+_EMPTY: Final = (0, 0, chain.GENESIS, 0)
 ANCHOR: Final = "ledger"  # member of a record: the ledger's newest commit (`ledger.base.Anchor`)
 
 
@@ -86,8 +87,9 @@ class FileSink(_Shown):
     write holds an exclusive lock and begins at the file's end.
 
     If another program moves the file away, the sink begins a new file. The first record, `continued`, holds the head of
-    the moved file. The next records name the newest commit of each tenant's ledger. A file that became shorter is
-    refused (`chain_broken`). Only `drop_segments` removes segments.
+    the moved file. The next records name the newest commit of each tenant's ledger. If another file has taken its place,
+    these records are added there. A file that became shorter or was rewritten is refused (`chain_broken`). Only
+    `drop_segments` removes segments.
 
     Args:
         path: path of the file, which is created with mode 0600 if it does not exist.
@@ -127,9 +129,9 @@ class FileSink(_Shown):
         self._lock = threading.Lock()
         self._fd = -1
         self._file: os.stat_result | None = None  # `stat` of the file written so far
-        # Size of the file at our last read, number of its next line, hash of its last line. One tuple, so that an
-        # interrupt leaves either all old values or all new ones.
-        self._at = (0, 0, chain.GENESIS)
+        # Size of the file at our last read, number of its next line, hash and length of its last line. One tuple, so that
+        # an interrupt leaves either all old values or all new ones.
+        self._at = _EMPTY
         self._left: str | None = None  # head of the file that was moved away, until the new file holds all of `_owed`
         self._owed: list[dict[str, Any]] = []
         self._anchors: dict[str, Any] = {}  # newest commit of each tenant's ledger
@@ -208,7 +210,7 @@ class FileSink(_Shown):
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
         if self._file is not None and not os.path.samestat(opened, self._file):
             self._left = self.head if self._at[1] else self._left
-            self._at, self._owed = (0, 0, chain.GENESIS), []
+            self._at, self._owed = _EMPTY, []
         self._file = opened
         if self.durable and opened.st_size == 0:
             _sync(self.path.parent)
@@ -223,7 +225,7 @@ class FileSink(_Shown):
 
     def _rotate(self) -> bool:
         """Keep a full file as a segment, and begin a new one. Return True if it did so."""
-        size, seq, _ = self._at
+        size, seq, *_ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
         # Do not close a file that holds only the record `continued`.
@@ -259,16 +261,17 @@ class FileSink(_Shown):
         size = os.fstat(self._fd).st_size
         if size == self._at[0]:
             return
-        if size < self._at[0]:
-            raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
+        known, seq, head, length = self._at
+        if size < known or (seq and chain.line_hash(os.pread(self._fd, length, known - length - 1)) != head):
+            raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter or was rewritten")
         fragments: list[str] = []
-        record, after, open_end = None, chain.GENESIS, False
+        record, after, length, open_end = None, chain.GENESIS, 0, False
         with os.fdopen(self._fd, "rb", closefd=False) as file:  # moves the position; with O_APPEND, writes ignore it
             for number, line in enumerate(_backward(file, self.path.name)):
                 if number == 0 and not (open_end := line != b""):
                     continue
                 if (record := chain.parse_line(line)) is not None:
-                    after = chain.line_hash(line)
+                    after, length = chain.line_hash(line), len(line)
                 if record is not None or len(fragments) > MAX_TORN_LINES:
                     break
                 fragments.insert(0, chain.line_hash(line))
@@ -280,14 +283,15 @@ class FileSink(_Shown):
         if record is not None and (tenant := tenant_of(record)) is not None:
             self._anchors[tenant] = record[ANCHOR]
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
-        # With fragments, note too small a size: if the `torn` record cannot be written, the next write looks again.
-        self._at = (os.fstat(self._fd).st_size - bool(fragments), seq, fragments[-1] if fragments else after)
-        if fragments:
-            self._append(_mark(chain.TORN, fragments=fragments, after=after))
+        size = os.fstat(self._fd).st_size
+        if fragments:  # `_at` is not set yet: if the `torn` record cannot be written, the next write looks again
+            self._append(_mark(chain.TORN, fragments=fragments, after=after), (size, seq, fragments[-1], 0))
+        else:
+            self._at = (size, seq, after, length)
 
     def _continue(self) -> None:
-        """Write the first records of a new file, if the old file was moved away."""
-        if self._left is not None and self._at[0] == 0:
+        """Name the old file in a new one, if it was moved away and no other writer did."""
+        if self._left is not None and not self._owed and chain.first_record(self.path).get("kind") != chain.CONTINUED:
             anchors = [_mark(ANCHOR, ledger=anchor) for anchor in self._anchors.values()]
             self._owed = [_mark(chain.CONTINUED, after=self._left), *anchors]
         while self._owed:
@@ -295,8 +299,8 @@ class FileSink(_Shown):
             del self._owed[0]
         self._left = None
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        size, seq, head = self._at
+    def _append(self, record: Mapping[str, Any], at: tuple[int, int, str, int] | None = None) -> None:
+        size, seq, head, _ = at or self._at
         tenant = tenant_of(record)
         if tenant in self._anchors and _older(record, self._anchors[tenant]):  # than a commit in the log
             record = {**record, ANCHOR: self._anchors[tenant]}
@@ -304,7 +308,7 @@ class FileSink(_Shown):
         if len(line) >= chain.MAX_LINE:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the record is too long")
         self._put(line + b"\n")
-        self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
+        self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line), len(line))
         if tenant is not None:
             self._anchors[tenant] = record[ANCHOR]
 
@@ -325,7 +329,7 @@ class FileSink(_Shown):
         # The inherited descriptor shares the parent's lock, so close the child's copy. The parent keeps its lock.
         self._lock = threading.Lock()
         self._close()
-        self._at = (0, 0, chain.GENESIS)
+        self._at = _EMPTY
 
 
 def _mark(kind: str, **about: Any) -> dict[str, Any]:

@@ -355,6 +355,42 @@ def test_a_file_that_shrank_is_refused(path: Path) -> None:
         sink.write({"kind": "x"})
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_file_that_was_rewritten_longer_is_refused(path: Path, kept: int) -> None:
+    """The chain in it is whole, but the last line that this writer saw is not where it was."""
+    sink = filled(path)
+    ours = lines_of(path)
+    more = chain.make_line({"kind": "x", "pad": "x" * 4096}, kept, chain.line_hash(ours[0][:-1]) if kept else chain.GENESIS)
+    path.write_bytes(b"".join(ours[:kept]) + more + b"\n")
+    assert verify_chain(path).ok
+    for _ in range(2):
+        with pytest.raises(AuditError, match="chain_broken: "):
+            sink.write({"kind": "x"})
+    path.write_bytes(b"".join(ours))
+    FileSink(path).write({"kind": "y"})  # another writer's line is read, as before
+    sink.write({"kind": "x"})
+    assert verify_chain(path, sink.head).ok
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_another_chain_in_its_place_is_named(path: Path, tmp_path: Path, names: bool) -> None:
+    """The file was replaced, or moved away and begun anew by a process that did not know it."""
+    sink = filled(path)
+    old, other = sink.head, tmp_path / "other"
+    if names:  # by another writer that knew it
+        path.rename(path.with_suffix(".1"))
+        path.write_bytes(chain.make_line({"kind": "continued", "after": old}, 0, chain.GENESIS) + b"\n")
+    else:
+        filled(other)
+        other.replace(path)
+        assert verify_log(path).moved is None
+    before = len(lines_of(path))
+    sink.write({"kind": "x"})
+    sink.write({"kind": "x"})
+    assert [json.loads(line)["kind"] for line in lines_of(path)[before:]] == [*["continued"] * (not names), "x", "x"]
+    assert (verify_log(path).ok, verify_log(path).moved) == (True, old)
+
+
 def test_a_rotated_file_is_continued(path: Path) -> None:
     """A file that was moved away is followed by one that begins with its head."""
     sink = filled(path, 2)
