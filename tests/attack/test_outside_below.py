@@ -2,11 +2,13 @@
 
 import operator
 import sqlite3
+from itertools import product
 
 from langchain_runtime_authz.facts import checkpoint_head
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import graph_entry
 from tests.attack.test_outside import THREAD, House
+from tests.tier import part
 
 from ._kit import *
 
@@ -119,9 +121,7 @@ class Family(House):
             pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change", [to_eve, to_carol], ids=lambda c: c.__name__)
-@pytest.mark.parametrize("by", ["protected", "raw", "twin"])
+@pytest.mark.parametrize(("change", "by", "kind"), part([*product([to_eve, to_carol], ["protected", "raw", "twin"], KINDS)], 2))  # in CI one change
 def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, by: str, how: str) -> None:
     """The next run that loads it opens the next epoch, once, and pays nothing of the old plan. Unprotected it pays."""
     family = Family.waiting(kind, protected=by != "twin")
