@@ -3,8 +3,7 @@
 By default, the profile `ci`, they are the same each time and a fifth of what a test says, or twelve: what a tier says of a
 commit is true of it tomorrow too. The search is the long tier's: `HYPOTHESIS_PROFILE=new` draws new ones, all that a test says;
 `HYPOTHESIS_PROFILE=long` draws ten times as many. Of cases that are each sync and async, CI plays the one of the first case, the
-other of the second, and so on: in a test of four cases or more, and over all tests of a file of attacks or properties. The long
-tier plays both.
+other of the second, and so on: in a test of four cases or more, and over a file of attacks or properties. The long tier plays both.
 
 No property fails for its time: a machine may be slow, or do other things too.
 
