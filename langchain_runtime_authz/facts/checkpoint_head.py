@@ -14,6 +14,7 @@ HEAD: Final = "head"  # mark: id of the newest checkpoint that a protected run o
 MEMORY: Final = "memory"  # mark: digest of the memory that protected runs left
 CHILDREN: Final = "below"  # mark: digest of the state of waiting child graphs
 UNRECORDED: Final = "unrecorded"  # mark: a task change that the audit log may lack
+STOPPED: Final = "stopped"  # mark: the thread's last run paused, failed or was cut, so calls may be open
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when all LangGraph tasks have ended
 REPEATED: Final = "task:anew"  # mark: id of a question that a graph without checkpoints repeats in each run
 SLOTS: Final = 2**16  # number of marks that children share: `ChildMark`

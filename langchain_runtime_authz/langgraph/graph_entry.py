@@ -18,7 +18,7 @@ from langchain_runtime_authz._flow import FlowContext
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
-from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, REPEATED, CheckpointHead
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, REPEATED, STOPPED, CheckpointHead
 from langchain_runtime_authz.facts.history import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
@@ -29,6 +29,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, update_in
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.langgraph.tool_facts import Profiles
+from langchain_runtime_authz.langgraph.void_calls import answer_void_calls
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids
@@ -187,6 +188,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     input: Any = None
     handle: run_context.RunHandle | None = None
     head: CheckpointHead | None = None
+    stopped = False  # the thread's last run paused, failed or was cut
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
@@ -233,6 +235,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             workflow=partial(is_workflow, graph),
         )
         run = self.run = entry.run
+        self.stopped = entry.stopped
         self.lost = [Redeliver(entry.pending)] if saver is not None and entry.pending else ()
         if claimed := claimed_identities(config, handle.subject):
             # An identity that a client put into the config is ignored. Record only the names of its fields.
@@ -297,7 +300,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         if not in_child:
             entry.run.keyed_thread = private.thread_of(self.config)
         again = given is None and not older and bool((self.config.get("configurable") or {}).get("checkpoint_id"))
-        if self.saver is not None and place is not None and (resumes or again or entry.pending):
+        if self.saver is not None and place is not None and (resumes or again or entry.pending or entry.stopped):
             # Read the newest checkpoint without its id: only then does LangGraph leave out answered questions.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
@@ -306,11 +309,15 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             given = yield from inputs.record_resume(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry) != state.interrupts:
             given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
+        found = None
+        if state is not None and entry.stopped:
+            found = yield from answer_void_calls(entry.run, self.graph, self.config, state, given)
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
             self.lost = [Redeliver(inputs.untold_texts(entry.pending, given, asked))] if self.lost else ()
-            given = inputs.deliver_corrections(entry, given, state.values if state is not None else None, asked)
-        return given
+            values = {"messages": found.messages} if found is not None else state.values if state is not None else None
+            given = inputs.deliver_corrections(entry, given, values, asked)
+        return found.put_into(given) if found is not None else given
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = RunEnd(), list[Change](), list[HumanText]()
@@ -341,6 +348,8 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
                 raise
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
+        if saver is not None and (stops := raised or cut or run.paused) != self.stopped:
+            over.append(SetMark(STOPPED, "yes") if stops else DeleteMarks(STOPPED))
         over += [SetMark(REPEATED, min(run.entry.asked_anew))] if len(run.entry.asked_anew) == 1 else []
         yield from close_run(run, left, over if cut else [*over, *self.lost], edits)
 

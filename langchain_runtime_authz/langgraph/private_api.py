@@ -35,6 +35,7 @@ from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.func import _TaskFunction as TaskFunction
+from langgraph.graph.message import add_messages
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop
 from langgraph.pregel._messages import StreamMessagesHandler
@@ -75,6 +76,12 @@ def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
+
+
+def appending_reducer(channel: object) -> Callable[[Any, Any], Any] | None:
+    """Return the reducer of a channel that appends messages to its list, or None."""
+    reducer = getattr(channel, "operator", None)
+    return reducer if getattr(reducer, "func", reducer) in (add_messages, operator.add) else None
 
 
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",

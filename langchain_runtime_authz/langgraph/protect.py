@@ -8,7 +8,6 @@ child's run.
 from __future__ import annotations
 
 import copy
-import operator
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Collection, Iterator, Mapping
 from contextlib import nullcontext
@@ -18,7 +17,6 @@ from typing import Any, Final, NoReturn
 
 from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
-from langgraph.graph.message import add_messages
 from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz._url import is_under
@@ -93,7 +91,9 @@ def misspelt_agents(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[
 
 
 def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[tuple[str, ProfiledTool]]:
-    channels = frozenset(name for name, channel in graph.channels.items() if _appends_messages(channel))
+    channels = frozenset(
+        name for name, channel in graph.channels.items() if private.appending_reducer(channel) is not None
+    )
     for name, node in graph.nodes.items():
         yield from _gate_node(name, node, protection, channels)
     if owner_of(graph) is None:
@@ -101,11 +101,6 @@ def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[tuple[str,
         if base not in protection.classes:
             protection.classes[base] = _protected_class(base, protection)
         graph.__class__ = protection.classes[base]
-
-
-def _appends_messages(channel: object) -> bool:
-    reducer = getattr(channel, "operator", None)
-    return getattr(reducer, "func", reducer) in (add_messages, operator.add)
 
 
 def _gate_node(

@@ -44,6 +44,7 @@ class OpenedEntry(NamedTuple):
     questions: tuple[Approval, ...]
     now: float = 0.0
     anew: str | None = None  # interrupt id of a question that a child graph without checkpoints repeats
+    stopped: bool = False  # the thread's last run paused, failed or was cut, so calls may be open
 
 
 class EntryFacts(NamedTuple):
@@ -146,7 +147,7 @@ def _take_lease(
     run: Run, task: HumanText | None, application: call_mandate.ApplicationMandate | None, given: EntryFacts
 ) -> Flow[tuple[OpenedEntry, Snapshot]]:
     scope, owner, entry = run.scope, run.subject.principal, run.entry
-    of_state = (heads.HEAD, heads.MEMORY, heads.CHILDREN, heads.UNRECORDED, heads.REPEATED)
+    of_state = (heads.HEAD, heads.MEMORY, heads.CHILDREN, heads.UNRECORDED, heads.REPEATED, heads.STOPPED)
     marked = (*of_state, call_mandate.APPLICATION_MANDATE)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
     entry.first_checkpoint = (given.head.newest or given.head.id) if given.head is not None else ""
@@ -202,8 +203,8 @@ def _take_lease(
         if marks and entry.mandate is not None:
             yield call_mandate.mandate_event(run, entry.mandate)
         questions = () if rotates else snapshot.questions
-        opened = OpenedEntry(run, snapshot.pending, questions, done.now, snapshot.marks.get(heads.REPEATED))
-        return opened, entry.first_snapshot
+        anew, stopped = snapshot.marks.get(heads.REPEATED), heads.STOPPED in snapshot.marks
+        return OpenedEntry(run, snapshot.pending, questions, done.now, anew, stopped), entry.first_snapshot
     raise (yield from _refused(run, given, Code.STALE_EPOCH))
 
 

@@ -1,0 +1,176 @@
+"""A thread that leaves a question: providers accept the history that the model reads, whatever the way on."""
+
+from typing import Any
+
+import pytest
+from langchain.agents.middleware import HumanInTheLoopMiddleware
+
+from ...attack._kit import *
+
+WAYS: dict[str, Any] = {}
+
+
+def way(function: Any) -> Any:
+    WAYS[function.__name__] = function
+    return function
+
+
+def asking(request: Any) -> object:
+    return ASK if request.resource.id == "pay" and request.context.approval is None else True
+
+
+def refuse_open_calls(messages: Sequence[Any]) -> None:
+    """Fail as OpenAI and Anthropic do: tool messages follow their calls directly."""
+    for place, message in enumerate(messages):
+        if isinstance(message, AIMessage) and message.tool_calls:
+            rest = [getattr(m, "tool_call_id", None) for m in messages[place + 1 :]]
+            answered = rest[: rest.index(None)] if None in rest else rest
+            assert sorted(answered) == sorted(c["id"] for c in message.tool_calls)
+    assert len(unanswered(messages)) == 0
+
+
+def strict(*turns: Any) -> Any:
+    """A model that plays its turns, whatever it reads, and refuses what a provider refuses."""
+    def turn(calls: Any) -> Any:
+        return lambda messages: [refuse_open_calls(messages), says(*calls) if calls else says(text="done")][1]
+
+    return ScriptedChatModel(script=[turn(calls) for calls in (*turns, *[()] * 9)])
+
+
+def paused(make: Any, how: str, *turns: Any, tools: Any = None) -> tuple[Any, Any, list[Any]]:
+    """A protected thread that waits for an approver."""
+    ran: list[Any] = []
+    model = strict(*(turns or ([PAY],)))
+    graph = make(model, [pay_tool(ran), read_tool(ran), *(tools or ())], checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(asking))
+    authz.protect(graph)
+    assert run_as(authz, graph, human("Handle it"), THREAD, how=how)["__interrupt__"]
+    return authz, graph, ran
+
+
+@way
+def new_message(authz: Any, graph: Any, how: str) -> Any:
+    return run_as(authz, graph, human("Leave it"), THREAD, how=how)
+
+
+@way
+def correction(authz: Any, graph: Any, how: str) -> Any:
+    authz.correct("t", "Leave it", graph=graph)
+    return run_as(authz, graph, {"messages": []}, THREAD, how=how)
+
+
+@way
+def state_update(authz: Any, graph: Any, how: str) -> Any:
+    with authz.run(subject="alice"):
+        graph.update_state(THREAD, human("Leave it"), as_node="__start__")
+    return run_as(authz, graph, None, THREAD, how=how)
+
+
+@way
+def update_then_message(authz: Any, graph: Any, how: str) -> Any:
+    """The history is broken already, and the answers must go between."""
+    with authz.run(subject="alice"):
+        graph.update_state(THREAD, human("Wait"), as_node="__start__")
+    return run_as(authz, graph, human("Leave it"), THREAD, how=how)
+
+
+@way
+def update_then_correction(authz: Any, graph: Any, how: str) -> Any:
+    with authz.run(subject="alice"):
+        graph.update_state(THREAD, human("Wait"), as_node="__start__")
+    authz.correct("t", "Leave it", graph=graph)
+    return run_as(authz, graph, None, THREAD, how=how)
+
+
+@way
+def reinstated(authz: Any, graph: Any, how: str) -> Any:
+    authz.revoke("t", graph=graph)
+    authz.reinstate("t", graph=graph)
+    return run_as(authz, graph, human("Leave it"), THREAD, how=how)
+
+
+@way
+def history_again(authz: Any, graph: Any, how: str) -> Any:
+    """A client sends the whole history with the new message."""
+    before = graph.get_state(THREAD).values["messages"]
+    return run_as(authz, graph, {"messages": [*before, HumanMessage("Leave it")]}, THREAD, how=how)
+
+
+makers = params(hand_written, agent_graph, ids=["hand_written", "create_agent"])
+ways = params(list(WAYS.values()), ids=list(WAYS))
+hows = params("sync", "async")
+
+
+def test_the_model_reads_an_answer_to_each_call(makers: Any, ways: Any, hows: str) -> None:
+    authz, graph, ran = paused(makers, hows)
+    messages = ways(authz, graph, hows)["messages"]
+    assert [m.type for m in messages if m.text != "Wait"] == ["human", "ai", "tool", "human", "ai"]
+    answer = answer_to(messages, "call-pay")
+    assert answer.status == "error" and "Plan again" in answer.content and "(decision " in answer.content
+    assert messages[-2].content == "Leave it" and ran == []
+    run_as(authz, graph, human("Thanks"), THREAD, how=hows)  # the state is whole: a later run reads the same
+    refuse_open_calls(graph.get_state(THREAD).values["messages"])
+
+
+def test_a_waiting_node_answers_by_itself(makers: Any, hows: str) -> None:
+    authz, graph, ran = paused(makers, hows)
+    authz.correct("t", "Leave it", graph=graph)
+    messages = run_as(authz, graph, None, THREAD, how=hows)["messages"]
+    assert "Leave it" in answer_to(messages, "call-pay").content and ran == []
+
+
+def test_an_approved_call_stays_open(makers: Any, hows: str) -> None:
+    authz, graph, ran = paused(makers, hows)
+    (asked,) = authz.approvals()
+    authz.approve(asked.id, by={"type": "user", "id": "bob"})
+    run_as(authz, graph, None, THREAD, how=hows)
+    assert ran == [PAID]
+
+
+@pytest.mark.parametrize("own", [
+    [ToolMessage("I cancelled it.", tool_call_id="call-pay")],
+    [RemoveMessage(REMOVE_ALL_MESSAGES)],
+], ids=["answers", "clears"])
+def test_a_client_that_answers_or_clears_is_not_answered_for(own: list[Any], makers: Any) -> None:
+    authz, graph, _ = paused(makers, "sync")
+    messages = run_as(authz, graph, {"messages": [*own, HumanMessage("Leave it")]}, THREAD)["messages"]
+    assert [m.content for m in messages if m.type == "tool"] == [m.content for m in own if m.type == "tool"]
+
+
+def test_a_client_may_remove_the_call(makers: Any) -> None:
+    authz, graph, _ = paused(makers, "sync")
+    gone = RemoveMessage(graph.get_state(THREAD).values["messages"][-1].id)
+    messages = run_as(authz, graph, {"messages": [gone, HumanMessage("Leave it")]}, THREAD)["messages"]
+    assert [m.type for m in messages] == ["human", "human", "ai"]
+
+
+def test_a_call_that_was_done_is_answered_with_its_result(hows: str) -> None:
+    """The tool node's task never ended, so its first result is only in the ledger."""
+    @tool
+    def write(text: str) -> str:
+        """Write, after a question of the tool's own."""
+        return interrupt("Which file?")
+
+    again = call("pay", {"to": "carol", "amount": "1"}, "call-again")
+    ran: list[Any] = []
+    model = strict([PAY, call("write", {"text": "x"}, "call-write")], [again])
+    authz, graph = protecting(hand_written(model, [pay_tool(ran), write], checkpointer=InMemorySaver()), StaticPDP(True))
+    assert run_as(authz, graph, human("Pay and write"), THREAD, how=hows)["__interrupt__"]
+    messages = new_message(authz, graph, hows)["messages"]
+    assert answer_to(messages, "call-pay").content == "paid"
+    assert answer_to(messages, "call-write").status == "error"
+    assert ran == [PAID, ("carol", 1.0, "USD")]
+
+
+def test_langchains_review_leaves_calls_open_without_us(hows: str) -> None:
+    def reviewed() -> Any:
+        review = HumanInTheLoopMiddleware(interrupt_on={"pay": True})
+        return agent_graph(strict([PAY]), [pay_tool([])], middleware=[review], checkpointer=InMemorySaver())
+
+    authz, graph = protecting(reviewed(), StaticPDP(True))
+    assert run_as(authz, graph, human("Handle it"), THREAD, how=hows)["__interrupt__"]
+    assert_went_on(new_message(authz, graph, hows))
+    plain, go = reviewed(), {"sync": sync, "async": in_loop}[hows]
+    go(plain, human("Handle it"), THREAD)
+    with pytest.raises(AssertionError):
+        go(plain, human("Leave it"), THREAD)
