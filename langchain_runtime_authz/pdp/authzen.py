@@ -157,8 +157,8 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
     several = given if isinstance(given := context.get("reasons"), list) else []
     codes = [context.get("reason"), *(r.get("code") for r in several if isinstance(r, dict))]
     known["reasons"] = [{"code": c} for c in codes if isinstance(c, str) and REASON_CODE.fullmatch(c)][:64]
-    if isinstance(ttl := context.get("ttl"), int):
-        known["ttl"] = ttl
+    if (ttl := context.get("ttl")) is not None:
+        known["ttl"] = ttl if isinstance(ttl, int) else 0  # in another form, nothing is kept
     if isinstance(policy := context.get("policy"), dict) and isinstance(policy.get("revision"), str):
         known["policy"] = {"revision": short_revision(policy["revision"])}
     return known

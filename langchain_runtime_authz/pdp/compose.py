@@ -76,7 +76,7 @@ class DenyOverrides(Composed):
             obligations=_union([(name, d.obligations) for name, d in those]),
             policy_revision=_joined((name, d.policy_revision) for name, d in named),
             pdp_decision_id=",".join(d.pdp_decision_id for d in decisions if d.pdp_decision_id),
-            ttl=min((d.ttl for d in decisions if d.ttl is not None), default=None),
+            ttl=_shortest([d.ttl for d in decisions]),
         )
 
 
@@ -254,6 +254,12 @@ def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligat
             same = json.dumps([o.type, o.properties], sort_keys=True)
             found.setdefault(same, o if len(given) == 1 else replace(o, id=f"{name}:{o.id}"))
     return tuple(found.values())
+
+
+def _shortest(given: Sequence[int | None]) -> int | None:
+    """Return the shortest `ttl`, or None if no PDP gave one."""
+    # Without a `ttl`, a model's permit is kept and a plain node's is not. So if only some PDPs give one, keep neither.
+    return None if all(ttl is None for ttl in given) else min(ttl or 0 for ttl in given)
 
 
 def _joined(named: Iterable[tuple[str, str]]) -> str:

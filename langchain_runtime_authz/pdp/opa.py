@@ -43,7 +43,8 @@ class OpaPDP(RemotePDP):
     Attributes:
         revision: `name@revision` of each bundle behind the last answer, sorted, joined by commas. Empty if a bundle's
             manifest has no revision. Data pushed outside bundles (`PUT /v1/data`) does not change this revision. So a
-            run's cached permits (`node/enter`, `model/call`) outlast such a push: they last for their `ttl`, if any.
+            run's cached permits (`node/enter`, `model/call`) outlast such a push: they last for their `ttl`, and those
+            of models and tool nodes without one for the run.
     """
 
     name = "opa"

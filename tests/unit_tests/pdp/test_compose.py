@@ -26,7 +26,7 @@ RATE = {"id": "r", "type": "rate_limit", "properties": {"counter": "c", "window"
 HIDE = {"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}
 
 
-def says(decision: bool, *obligations: dict[str, Any], code: str = "", name: str = "static", ttl: int = 0) -> StaticPDP:
+def says(decision: bool, *obligations: dict[str, Any], code: str = "", name: str = "static", ttl: int | None = None) -> StaticPDP:
     context = {"obligations": list(obligations), "reasons": [{"code": code}] if code else [], "ttl": ttl}
     return StaticPDP(lambda _: {"decision": decision, "context": context}, name=name)
 
@@ -69,6 +69,15 @@ def test_reasons_and_obligations_are_of_those_that_decided() -> None:
     assert (decision.reasons, decision.obligations) == (("x",), ())
     (decision,) = decide(DenyOverrides(says(False, code="y", name="a"), says(False, code="x", name="b")))
     assert decision.reasons == ("y", "x") and decision.policy_revision == "a=static,b=static"
+
+
+@pytest.mark.parametrize(("ttls", "shortest"), [
+    ((9, 3), 3), ((9, 0), 0), ((None, None), None), ((30, None), 0), ((None, 30), 0), ((None, 0), 0),
+])
+def test_no_pdps_permit_is_kept_longer_than_it_says(ttls: tuple[int | None, int | None], shortest: int | None) -> None:
+    """Without a `ttl`, an engine lets no plain node's permit be kept: another engine's does not let it."""
+    one, other = (says(True, name=name, ttl=ttl) for name, ttl in zip("ab", ttls, strict=True))
+    assert decide(DenyOverrides(one, other))[0].ttl == shortest
 
 
 def test_deny_overrides_is_one_batch_to_each() -> None:

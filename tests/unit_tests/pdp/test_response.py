@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz.evaluation import Decision, Obligation, deny
+from langchain_runtime_authz.pdp import authzen
 from langchain_runtime_authz.pdp.response import parse_answer
 
 PERMIT = {"decision": True, "context": {}}
@@ -137,3 +138,10 @@ def test_a_deny_of_our_own_says_which_failure_it_is() -> None:
         decision = deny("some_code", failure, "r1")
         assert (decision.outcome, decision.reasons, decision.failure) == ("deny", ("some_code",), failure)
         assert (decision.policy_revision, decision.permit) == ("r1", False)
+
+
+@pytest.mark.parametrize(("given", "read"), [({}, None), ({"ttl": None}, None), ({"ttl": 30}, 30), ({"ttl": 30.0}, 0), ({"ttl": "30s"}, 0)])
+def test_an_authzen_ttl_in_another_form_keeps_nothing(given: dict[str, Any], read: int | None) -> None:
+    """Ignored, it would let a model's permit be kept for the run."""
+    decided = authzen._decision({"decision": True, "context": given}, "id")
+    assert (decided.permit, decided.ttl) == (True, read)

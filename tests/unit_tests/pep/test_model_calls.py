@@ -16,6 +16,7 @@ from langchain_runtime_authz.langgraph.model_call import decide_shown, instructi
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import HumanText, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
+from langchain_runtime_authz.pdp.compose import DenyOverrides
 from langchain_runtime_authz.pep import decide_steps
 from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, decide_step, enter_node
 from langchain_runtime_authz.pep.lease import take_lease
@@ -191,6 +192,14 @@ def test_a_nodes_permit_is_of_its_node_and_run() -> None:
     _, other = entered(pdp, authz)
     assert asked(pdp, lambda: enter_plain(other)) == 1
     assert asked(pdp, lambda: enter_plain(other), lambda: enter_plain(run)) == 0
+
+
+@pytest.mark.parametrize(("other", "times"), [(30, 1), (None, 3), (0, 3)])
+def test_a_nodes_permit_is_kept_only_if_each_engine_says_so(other: int | None, times: int) -> None:
+    one, next_to_it = lasting(30), lasting(other)
+    next_to_it.name = "other"
+    _, run = entered(DenyOverrides(one, next_to_it))
+    assert asked(one, *[lambda: enter_plain(run)] * 3) == times
 
 
 NOTICE = [{"id": "1", "type": "notify", "properties": {"channel": "log"}}]
