@@ -209,6 +209,8 @@ def verify(
     else:
         result = f"whole, and holds the pinned head, {report.later} records before its end"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
+    if manifest:
+        found["note"] = "compare the manifest with the digest that you kept: a head covers the log, not the policy"
     if report.moved:
         found["note"] = f"the log before it was moved away; verify that file with --head {safe_text(report.moved)}"
     broken = AuditError(report.code, f"{file.name}{'' if unknown else f', {report.where}'}: {report.error}")
@@ -244,7 +246,8 @@ def pack(
 ) -> Printout:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
 
-    Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
+    Keep the printed manifest digest somewhere else: all in the archive can be rewritten. A pinned head covers the log
+    alone, and not the policy.
 
     runtime-authz audit pack -o evidence.zip
     runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"

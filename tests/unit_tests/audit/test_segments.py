@@ -1,11 +1,13 @@
 """A log that rotates: its segments are one chain, and one that is missing, swapped or cut shows."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,24 @@ def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
     assert cli("audit", "pack", "--audit", str(log), "-o", str(tmp_path / "e.zip")).exit_code == 0
     whole = verify_log(log)
     assert whole.records == 49 + len(log_files(log)) and verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
+
+
+def test_another_policy_in_a_pack_changes_its_manifest(log: Path, tmp_path: Path) -> None:
+    """Whoever rewrites the manifest too leaves the log's head, but not the manifest's digest."""
+    pack, head = tmp_path / "e.zip", verify_log(log).head
+    assert cli("audit", "pack", "--audit", str(log), "-o", str(pack)).exit_code == 0
+    _, kept = verify_pack(pack, head)
+    with zipfile.ZipFile(pack) as archive:
+        items = {name: archive.read(name) for name in archive.namelist()}
+    items["policy/data.json"] = b"{}"
+    manifest = json.loads(items.pop("manifest.json"))
+    manifest["files"]["policy/data.json"] = hashlib.sha256(b"{}").hexdigest()
+    with zipfile.ZipFile(pack, "w") as archive:
+        for name, content in {**items, "manifest.json": json.dumps(manifest).encode()}.items():
+            archive.writestr(name, content)
+    told = cli("audit", "verify", str(pack), "--head", head)
+    assert told.exit_code == 0 and verify_pack(pack, head)[1] != kept
+    assert "compare the manifest with the digest that you kept" in told.stdout and kept not in told.stdout
 
 
 def test_a_file_that_could_not_be_closed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
