@@ -114,7 +114,7 @@ class Code(StrEnum):
     LEASE_INVALID = "lease_invalid", "the lease is missing, expired or of another epoch; start a new run", "the run ended or was corrected while the step was under way", "fixed"
     STALE_PLAN = "stale_plan", "the plan belongs to an earlier state of the task; plan again", "the user said something new after the plan was made", "replan"
     UNPLANNED = "unplanned", "no recorded plan holds the call; make the model's calls with its own arguments, each once, protect the graph that calls the model, or declare what your code does by itself with `authz.effect`, or set its tool to `ask`", "code changed the arguments, made a call again or made one of its own, or the model's message was not seen", "fixed"
-    PLAN_CHANGED = "plan_changed", "the call differs from the planned one; plan it again", "code or another middleware changed the arguments after the model wrote them", "replan"
+    PLAN_CHANGED = "plan_changed", "code changed a planned side effect that the task does not order as it is now; ask an approver, or list added arguments as `injected` in the profile", "middleware or a node changed the tool or the arguments after the model wrote them", "fixed"
     GRANT_TOOL = "grant_tool", "the grant does not hold the tool; widen the grant, or use another tool", "the grant of the run or of its parent lists other tools", "fixed"
     GRANT_ARGUMENT = "grant_argument", "an argument lies outside the grant's constraint; widen the grant, or change the argument", "the grant limits the argument's values", "fixed"
     GRANT_DATA_CLASS = "grant_data_class", "the grant does not hold the tool's data class; widen the grant, or use another tool", "the grant lists other data classes", "fixed"

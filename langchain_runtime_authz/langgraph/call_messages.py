@@ -118,6 +118,38 @@ def injected_in(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, 
     return {k: v for k, v in args.items() if k in injected or type(v) is ToolRuntime}
 
 
+def as_planned(call: Call, given: Any, written: Any, facts: ToolFacts, describe: Describe) -> Call | None:
+    """Return the call as the model wrote it, with arguments that code added; None if code changed more.
+
+    `given`: what reached the tool. `written`: the model's arguments. Added arguments count as critical, except those in
+    `ToolProfile.injected`.
+    """
+    if not isinstance(written, Mapping):
+        return None
+    sent = given if isinstance(given, Mapping) else {}
+    added = not_injected(sent, facts.injected).keys() - written.keys()
+    own = added & set(facts.profiled.profile.injected)
+    # An argument equal to the model's is not added: the model used an alias.
+    own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
+    facts = facts._replace(injected=facts.injected | own)
+    call = describe(facts, given)
+    handed = injected_in(sent, facts.injected)
+    as_written = describe(facts, {**written, **handed})
+    if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
+        return replace(call, raw=written)
+    extra = added - own
+    merged = describe(facts, {**written, **handed, **{k: sent[k] for k in extra}})
+    if not extra or call.error is not None or merged.error is not None or merged.args_digest != call.args_digest:
+        return None
+    before = as_written.args if as_written.error is None else written
+    changed = {k for k, v in call.args.items() if k not in before or before[k] != v}
+    profile = facts.profiled.profile
+    rest = {name: tuple(k for k in getattr(profile, name) if k not in changed) for name in ("when", "text", "free")}
+    critical = {**dict.fromkeys(changed, "value"), **profile.critical}
+    profile = profile.model_copy(update={**rest, "critical": critical})
+    return replace(describe(facts._replace(profiled=facts.profiled._replace(profile=profile)), given), raw=written)
+
+
 def unknown_call(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
     """Return a `Call` from what the model wrote, without a tool or a profile."""
     tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
@@ -129,7 +161,6 @@ _SPOKEN: Mapping[str, str] = {
     **{code: _LATER for code in Code if code.retry == "later"},
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
     Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
-    Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",
     Code.OUTCOME_UNKNOWN: "This action was started before and its outcome is unknown. Do not repeat it.",
     Code.CALL_IN_PROGRESS: "This action is already under way. Do not repeat it.",
     Code.NOT_REACHED: "This action was not carried out, because one before it was not. Plan it again if it is needed.",

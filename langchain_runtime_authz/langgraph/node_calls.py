@@ -32,7 +32,6 @@ from langchain_runtime_authz.langgraph.interrupts import counting_questions, exe
 from langchain_runtime_authz.langgraph.messages import answered_calls, newest_messages, record_plans, sent_calls
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
-from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -120,15 +119,17 @@ class NodePlans:
             return None
         if place in self.taken and (self.taken[place][0] != task or self.taken[place][1] is execution):
             return None  # not made by an earlier try of the same task
-        found = _as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
-        if not found:
-            return None
+        if raw_digest(call.raw) != planned.args_digest:
+            added = call_messages.as_planned(call, one.given, written["args"], one.facts, one.describe)
+            if added is None:
+                return None
+            call = added
         self.taken[place] = task, execution
         made = [task, *planned]
         if plan_id in (self._kept or {}).values() and made not in self._made.get(plan_id, ()):
             self._made.setdefault(plan_id, []).append(made)
             yield from self.keep(run) if self._is_kept else ()  # the node ended before this task
-        return replace(found, plan_id=plan_id, position=planned.position), place
+        return replace(call, call_id=planned.call_id, plan_id=plan_id, position=planned.position), place
 
     def _record(self, run: Run) -> Flow[None]:
         """Record the plans of the announced messages. A repeated message keeps its plan."""
@@ -303,37 +304,3 @@ class NodeCalls:
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
         own = call_messages.unknown_call(name, ident, None, None, {})
         return call_messages.denial_message(call_messages.denial_of(own, AuthzDenied(code, exc.decision_id)), ident)
-
-
-def _as_planned(
-    call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: call_messages.Describe
-) -> Call | None:
-    """Return the call with its planned id if it matches `planned`, else None.
-
-    Arguments that code added count as critical, except those in `ToolProfile.injected`.
-    """
-    if raw_digest(call.raw) == planned.args_digest:
-        return replace(call, call_id=planned.call_id)
-    sent = given if isinstance(given, Mapping) else {}
-    added = call_messages.not_injected(sent, facts.injected).keys() - written.keys()
-    own = added & set(facts.profiled.profile.injected)
-    # An argument equal to the model's is not added: the model used an alias.
-    own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
-    facts = facts._replace(injected=facts.injected | own)
-    call = describe(facts, given)
-    handed = call_messages.injected_in(sent, facts.injected)
-    as_written = describe(facts, {**written, **handed})
-    if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
-        return replace(call, call_id=planned.call_id, raw=written)
-    extra = added - own
-    merged = describe(facts, {**written, **handed, **{k: sent[k] for k in extra}})
-    if not extra or call.error is not None or merged.error is not None or merged.args_digest != call.args_digest:
-        return None
-    before = as_written.args if as_written.error is None else written
-    changed = {k for k, v in call.args.items() if k not in before or before[k] != v}
-    profile = facts.profiled.profile
-    rest = {name: tuple(k for k in getattr(profile, name) if k not in changed) for name in ("when", "text", "free")}
-    critical = {**dict.fromkeys(changed, "value"), **profile.critical}
-    profile = profile.model_copy(update={**rest, "critical": critical})
-    facts = facts._replace(profiled=facts.profiled._replace(profile=profile))
-    return replace(describe(facts, given), call_id=planned.call_id, raw=written)

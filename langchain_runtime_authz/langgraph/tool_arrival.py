@@ -224,6 +224,8 @@ def tool_arrival(
         text = partial(tool_execution.returns_text, tool)
         return _by_code(tool, config, call_id, facts, describe, tool_input, text=text)
     call, engine = describe(facts, tool_input), one.run.engine
+    if one.call.tool == tool.name:
+        call = call_messages.as_planned(call, tool_input, one.call.raw, facts, describe) or call
     return ChangedCall(call=call, config=config, call_id=call_id, engine=engine, original=one, took=took)
 
 

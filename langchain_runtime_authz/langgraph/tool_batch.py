@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph import call_messages, decide_and_ask, int
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Finish, Locks, PendingCall, RunCode, under_lock
-from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, guard_of
+from langchain_runtime_authz.langgraph.tool_facts import GUARDED, Profiles, ToolFacts, guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -119,7 +119,9 @@ class MessageCalls:
             described.append(self._describe(call, place))
         return described
 
-    def _describe(self, call: Any, position: int | None) -> Call:
+    def _describe(
+        self, call: Any, position: int | None, facts: ToolFacts | None = None, *, amended: bool = False
+    ) -> Call:
         node, call_id = self.node, call.get("id")
         plan_id = self.plan_id if position is not None else None
         tool = node._tools_by_name.get(call["name"])
@@ -127,16 +129,16 @@ class MessageCalls:
             return call_messages.unknown_call(call["name"], call_id, plan_id, position, call["args"])
         if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is mutable: a tool was added
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
-        sent, facts = call["args"], guard_of(tool).facts(tool)
+        sent, facts = call["args"], facts or guard_of(tool).facts(tool)
         known = node._injected_args.get(call["name"])
         injects = known is None or known.state or known.store or known.runtime
         injected = self._injected(call, tool) if injects else sent
 
         def amend(name: str, args: dict[str, Any]) -> Call:
-            return self._describe({**call, "name": name, "args": args}, position)
+            return self._describe({**call, "name": name, "args": args}, position, amended=True)
 
         base: Any = getattr(type(tool), GUARDED)
-        return call_messages.describe_call(
+        described = call_messages.describe_call(
             tool,
             facts,
             partial(call_messages.parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
@@ -148,6 +150,14 @@ class MessageCalls:
             amend=amend,
             reviewed=call["name"] in self.reviewed,
         )
+        planned = None if position is None or amended else self.planned[position]
+        if planned is None or planned["name"] != call["name"] or planned["args"] == sent:
+            return described
+
+        def describe(facts: ToolFacts, args: Any) -> Call:
+            return self._describe({**call, "args": args}, position, facts, amended=True)
+
+        return call_messages.as_planned(described, sent, planned["args"], facts, describe) or described
 
     def _injected(self, call: Any, tool: BaseTool) -> Any:
         same = ("context", "store", "stream_writer", "execution_info", "server_info")

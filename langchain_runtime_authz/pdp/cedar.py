@@ -285,7 +285,7 @@ class CedarPDP(InProcess):
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
             obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
-        codes = sorted({s.reason for s in said}, key=lambda c: (c != Code.PLAN_CHANGED, c)) if verdict == "Deny" else []
+        codes = sorted({s.reason for s in said}) if verdict == "Deny" else []
         context = {
             "reasons": [{"code": code} for code in codes],
             "obligations": [obligations[name] for name in sorted(obligations)],

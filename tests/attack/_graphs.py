@@ -290,10 +290,10 @@ def asking(*names: str) -> StaticPDP:
     return StaticPDP(answer)
 
 
-def reasons(authz: RuntimeAuthz, tool_name: str) -> list[str]:
-    """First reasons of the recorded denials of a tool, in order."""
+def reasons(authz: RuntimeAuthz, tool_name: str, which: int = 0) -> list[str]:
+    """First reasons of the recorded denials of a tool, in order. `which`: -1 for the last ones, that the policy gave."""
     return [
-        r["reasons"][0]
+        r["reasons"][which]
         for r in authz.audit.records  # type: ignore[attr-defined]
         if r["kind"] == "decision" and r["resource"] == tool_name and r["outcome"] != "permit"
     ]

@@ -277,7 +277,7 @@ def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) ->
     graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
     state = told(authz, graph, human())
     assert ran == [] and answer_to(state["messages"], "call-pay").status == "error"
-    assert reasons(authz, "other") == ["plan_changed"]
+    assert reasons(authz, "other", -1) == ["plan_changed"]
 
 
 def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:

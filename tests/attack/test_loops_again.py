@@ -242,7 +242,7 @@ def test_a_wrapper_that_calls_the_tool_of_its_own_name_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("by", ["model", "code"])
-def test_a_model_may_rewrite_its_message_and_code_may_not(by: str) -> None:
+def test_a_model_may_rewrite_its_message_and_code_asks(by: str) -> None:
     """A second model checks the call, and its message takes the first one's id and place."""
     ran: list[Any] = []
     model = fresh("eve")
@@ -261,11 +261,10 @@ def test_a_model_may_rewrite_its_message_and_code_may_not(by: str) -> None:
         graph = chain(nodes, checkpointer=InMemorySaver())
         if protected:
             authz, graph = protecting(graph, rules_that_permit())
-            played(authz, graph)
+            played(authz, graph, *[resume(REJECT)] * (by == "code"))
         else:
             graph.invoke(human(), THREAD)
         assert ran == (BOTH[:1] if by == "model" or not protected else [])
-    assert by == "model" or reasons(authz, "pay") == ["plan_changed"]
 
 
 def test_a_review_without_an_id_is_about_the_newest_of_equal_calls() -> None:

@@ -117,14 +117,14 @@ def rewrites() -> Any:
 def test_what_comes_after_ours_and_changes_the_call(stack: str, go: str, shipped: bool, ran: Any) -> None:
     """The guard decides again on what really runs.
 
-    The shipped rules deny what is not what was planned; another policy may find nothing wrong with it.
+    The shipped rules ask about what was not planned, here nobody; another policy may find nothing wrong with it.
     """
     pdp: Any = rules_that_permit() if shipped else StaticPDP(True)
     authz = authz_with(pdp)
     graph = built(stack, authz, replying([PAY], [{**PAY, "id": "again"}]), [pay_tool(ran)], after=[rewrites()])
     assert_went_on(said(go, authz, graph, human()))
     if shipped:
-        assert ran == [] and set(reasons(authz, "pay")) == {"plan_changed"}
+        assert ran == [] and set(reasons(authz, "pay", -1)) == {"plan_changed"}
         return
     assert ran == [("eve", 9.0, "USD")] * 2
     final = [r.context for r in calls_of(pdp) if r.context.plan.changed]
@@ -135,7 +135,41 @@ def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
     """The same where ours is the innermost: one decision, on what would really run."""
     authz = authz_with(rules_that_permit())
     assert_went_on(said(go, authz, built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[rewrites()]), human()))
-    assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
+    assert ran == [] and reasons(authz, "pay", -1) == ["plan_changed"]
+
+
+TENANT = {"tenant": "t-1"}
+EDITS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # the profile, what a wrapper makes of the call, questions
+    "an argument that the profile lists": ({"injected": ["tenant"]}, TENANT, 0), "another argument": ({}, TENANT, 1),
+    "an argument that the model writes": ({"injected": ["tenant"]}, {"to": "eve"}, 1),
+    "a text": ({"text": ["text"]}, {"text": "hi"}, 0), "a destination": ({"text": ["text"]}, {"to": "eve"}, 1),
+}
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_a_wrapper_edits_an_ordered_call(edited: str, stack: str, go: str) -> None:
+    """It runs unasked if it is still what the user ordered. Otherwise the user sees what would run, once."""
+    profile, given, questions = EDITS[edited]
+    sent: list[Any] = []
+
+    def mail(to: str, text: str, tenant: str = "") -> str:
+        """Send a mail."""
+        sent.append((to, text, tenant))
+        return "sent"
+
+    about = {"effect": "send", "critical": {"to": "principal"}, "free": ["text"] * ("text" not in profile), "intent": ["mail {to}"]}
+    authz = RuntimeAuthz(profiles={"mail": {**about, **profile}})
+    edits = wrapping(lambda r: r.override(tool_call={**r.tool_call, "args": {**r.tool_call["args"], **given}}))
+    written = {"to": "bob@x.org", "text": "hi "}
+    model = replying([call("mail", written, "c1")])
+    graph = built(stack, authz, model, [StructuredTool.from_function(mail)], before=[edits], checkpointer=InMemorySaver())
+    state = said(go, authz, graph, human("Mail bob@x.org"), THREAD, task=None)
+    ran = (*{**written, "tenant": "", **given}.values(),)
+    assert sent == [ran] * (not questions)
+    if questions:
+        assert given.items() <= state["__interrupt__"][0].value["action_requests"][0]["args"].items()
+        said(go, authz, graph, resume(APPROVE), THREAD, task=None)
+    assert sent == [ran]
 
 
 def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) -> None:
@@ -212,7 +246,7 @@ def test_a_plan_that_is_rewritten_on_its_way_from_the_model(stack: str, place: s
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("review", [True, False])
 def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, place: str, review: bool, go: str) -> None:
-    """Code that rewrites what was planned changes the plan, whether or not a human is asked before ours comes next."""
+    """Code that rewrites what was planned changes the plan. It runs if a human saw it as it is: in an own review, or ours."""
     ran: list[Any] = []
     authz = authz_with(rules_that_permit())
     hitl = [HumanInTheLoopMiddleware({"pay": {"allowed_decisions": ["approve"]}})] if review else []
@@ -220,9 +254,10 @@ def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, p
     order: Any = {place: [*hitl, RewritesTheState()]}
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver(), **order)
     state = said(go, authz, graph, human(), THREAD)
-    if review:
-        state = said(go, authz, graph, resume(APPROVE), THREAD)
-    assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
+    (asked,) = state["__interrupt__"]
+    assert ran == [] and [float(a["args"]["amount"]) for a in asked.value["action_requests"]] == [7]
+    state = said(go, authz, graph, resume(APPROVE), THREAD)
+    assert ran == [("bob", 7.0, "USD")]
     assert_went_on(state)
 
 
@@ -246,12 +281,11 @@ def test_calls_whose_neighbour_was_taken_out_are_the_planned_ones(stack: str, th
         checkpointer=InMemorySaver(), before=[*filter(None, [then]), TakesOut()],
     )  # fmt: skip
     state = said(go, authz, graph, human(), THREAD)
-    if review:
+    if then is not None:
         (asked,) = state["__interrupt__"]
-        assert [a["name"] for a in asked.value["action_requests"]] == ["pay"]
-        state = said(go, authz, graph, resume(APPROVE), THREAD)
-    assert reasons(authz, "pay") == (["plan_changed"] if rewriter else [])
-    assert sorted(ran, key=str) == ([] if rewriter else [PAID, ("write", "x")])
+        assert [a["name"] for a in asked.value["action_requests"]] == (["pay"] if review else ["pay", "write"])
+        state = said(go, authz, graph, resume(*[APPROVE] * (1 + rewriter)), THREAD)
+    assert sorted(ran, key=str) == [("bob", 7.0, "USD") if rewriter else PAID, ("write", "x")]
     assert_went_on(state)
 
 

@@ -232,17 +232,12 @@ test_unplanned if {
 
 test_plan_changed if {
 	changed := {"context": {"plan": {"planned": false, "changed": true}}}
-	denies(patched(changed), ["plan_changed"])
-	denies(patched(object.union(properties({"effect": "read"}), changed)), ["plan_changed"])
-	denies(patched({"context": {"plan": {"changed": "false"}}}), ["plan_changed"])
-	denies(without(["context/plan/changed"]), ["plan_changed"])
-}
-
-test_plan_changed_is_told_first if {
-	denies(
-		patched(object.union(properties({"effect": "smite"}), {"context": {"plan": {"planned": false, "stale": true, "changed": true}}})),
-		["plan_changed", "effect", "no_permit", "stale_plan"],
-	)
+	deviating := {"context": {"call": {"mandate": {"standing": "deviates"}}}}
+	asks(patched(object.union(changed, deviating)), ["deviates", "effect", "plan_changed"])
+	permits(patched(object.union_n([properties({"effect": "read"}), changed, deviating])))
+	permits(patched(changed))
+	denies(patched({"context": {"plan": {"changed": "false"}}}), ["no_permit"])
+	denies(without(["context/plan/changed"]), ["no_permit"])
 }
 
 test_anonymous if {

@@ -76,7 +76,7 @@ default decision := {
 	},
 }
 
-decision := answer(false, telling, array.concat(array.concat(revocation, rotation), notices("deny")), null) if {
+decision := answer(false, sort(denied), array.concat(array.concat(revocation, rotation), notices("deny")), null) if {
 	count(denied) > 0
 } else := answer(false, sort(asked), array.concat(approval_needed, notices("ask")), null) if {
 	count(asked) > 0
@@ -86,12 +86,6 @@ decision := answer(false, telling, array.concat(array.concat(revocation, rotatio
 	action_known
 	lease_valid
 }
-
-# A call that is not the one that was planned is told as that, whatever else is wrong with it.
-telling := array.concat(
-	[code | some code in denied; code == "plan_changed"],
-	sort(denied - {"plan_changed"}),
-)
 
 # The calls of one message in one evaluation: `{"requests": [input, …]}`, one answer each, in order.
 batch := [given |
@@ -331,14 +325,22 @@ denied contains "stale_plan" if {
 
 denied contains "unplanned" if {
 	input.action.name == "tools/call"
-	as_planned
+	not exchanged
 	not planned
 }
 
-# The model announced something else in this place: arguments, tool or id were exchanged since.
-denied contains "plan_changed" if {
+# Code exchanged the arguments, tool or id that the model announced in this place. A person is shown the call.
+asked contains "plan_changed" if {
 	input.action.name == "tools/call"
-	not as_planned
+	exchanged
+	not exchange_bearable
+}
+
+exchange_bearable if standing == "covered"
+
+exchange_bearable if {
+	plan_formed
+	effect in cfg.plan.unplanned_permitted
 }
 
 # What a side effect is based on is no longer so: nothing of the old plan may go on.
@@ -422,6 +424,7 @@ call_formed if {
 	sink
 	is_object(input.context.call.args)
 	plan_formed
+	exchange_told
 	bounds_formed
 	standing
 	is_boolean(backed)
@@ -462,9 +465,11 @@ plan_current if {
 	not name in cfg.plan.stale
 }
 
-as_planned if input.context.plan == null # where there is no plan, none was changed
+exchanged if input.context.plan.changed == true
 
-as_planned if input.context.plan.changed == false
+exchange_told if input.context.plan == null # where there is no plan, none was changed
+
+exchange_told if is_boolean(input.context.plan.changed)
 
 planned if input.context.plan.planned == true
 
