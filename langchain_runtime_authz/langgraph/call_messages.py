@@ -119,10 +119,10 @@ def injected_in(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, 
 
 
 def as_planned(call: Call, given: Any, written: Any, facts: ToolFacts, describe: Describe) -> Call | None:
-    """Return the call as the model wrote it, with arguments that code added; None if code changed more.
+    """Return the call as the model wrote it, with arguments that code added.
 
-    `given`: what reached the tool. `written`: the model's arguments. Added arguments count as critical, except those in
-    `ToolProfile.injected`.
+    None if code changed more. `given`: what reached the tool. `written`: the model's arguments. Added arguments count as
+    critical, except those in `ToolProfile.injected`.
     """
     if not isinstance(written, Mapping):
         return None

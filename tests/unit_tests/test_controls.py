@@ -44,7 +44,7 @@ TRIPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "model": (MODEL, {"models": {"providers": None, "names": ["other"], "provider_tools": []}}),
     "stale_plan": ({"context.plan.stale": True}, {}),
     "unplanned": ({"context.plan.planned": False}, {}),
-    "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True}, {}),
+    "plan_changed": ({"context.plan.planned": False, "context.plan.changed": True, STANDING: "none"}, {}),
     "data_changed": ({"context.call.changed": ["read_file"]}, {}),
     "anonymous": ({"subject.type": "anonymous"}, {}),
     "not_attested": ({"context.agent.attested": False}, {"attested": ["write"]}),
