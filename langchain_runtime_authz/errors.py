@@ -109,6 +109,7 @@ class Code(StrEnum):
     LEDGER_ROLE = "ledger_role", "this role may not do that; connect as the role that owns the schema", "the command was given the application's connection", "fixed"
     LEDGER_ROLLED_BACK = "ledger_rolled_back", "the ledger is older than a commit it has confirmed; restore the newest copy, or see `runtime-authz ledger restored --help`", "a backup was restored", "fixed"
     LEDGER_CLOCK = "ledger_clock", "the clock was set back; correct it, or see `runtime-authz ledger clock --help` if it was wrong before", "the machine's clock moved back, or was ahead before", "fixed"
+    CORRECTION_UNDELIVERED = "correction_undelivered", "the graph's input has no place for a correction's text; put the text into the next input, or give the graph a channel `messages`", "an entrypoint takes a text or a list, or a graph's state has no `messages`", "fixed"
     # Given by the shipped policy (policies/rego/runtime_authz.rego).
     NO_PERMIT = "no_permit", "no rule of the policy permits the step; add a rule, or use another tool", "the policy permits by rule only, and none applies", "fixed"
     LEASE_INVALID = "lease_invalid", "the lease is missing, expired or of another epoch; start a new run", "the run ended or was corrected while the step was under way", "fixed"

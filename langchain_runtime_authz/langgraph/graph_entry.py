@@ -189,6 +189,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     handle: run_context.RunHandle | None = None
     head: CheckpointHead | None = None
     stopped = False  # the thread's last run paused, failed or was cut
+    beside: Any = None  # messages for the state, if the graph's input schema lacks them
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
@@ -312,12 +313,17 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         found = None
         if state is not None and entry.stopped:
             found = yield from answer_void_calls(entry.run, self.graph, self.config, state, given)
+        hidden = isinstance(given, dict) and private.hides_messages(self.graph)
+        told = {} if hidden else given
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
             self.lost = [Redeliver(inputs.untold_texts(entry.pending, given, asked))] if self.lost else ()
             values = {"messages": found.messages} if found is not None else state.values if state is not None else None
-            given = inputs.deliver_corrections(entry, given, values, asked)
-        return found.put_into(given) if found is not None else given
+            told = inputs.deliver_corrections(entry, told, values, asked, self.graph)
+        told = found.put_into(told) if found is not None else told
+        if hidden:
+            self.beside = told.get("messages")
+        return given if hidden else told
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = RunEnd(), list[Change](), list[HumanText]()

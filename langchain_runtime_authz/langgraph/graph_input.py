@@ -18,8 +18,9 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Interrupt, StateSnapshot
 
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import raw_digest
-from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
+from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of, find_checkpoint
@@ -30,6 +31,9 @@ from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, app
 from langchain_runtime_authz.pep.corrections import commit_answers, record_replies
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry
+from langchain_runtime_authz.telemetry.logs import get_logger
+
+_log = get_logger(__name__)
 
 
 def edits_in_input(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
@@ -102,7 +106,9 @@ def untold_texts(pending: Sequence[HumanText], input: Any, asked: Collection[str
     return tuple(t for t in pending if not (t.key or "").startswith(told))
 
 
-def deliver_corrections(entry: OpenedEntry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
+def deliver_corrections(
+    entry: OpenedEntry, input: Any, state: Any, asked: Collection[str] = (), graph: Any = None
+) -> Any:
     """Add to an input the corrections that the graph has not seen.
 
     `asked`: ids of the graph's open interrupts. If the state has unanswered tool calls, no user message may follow
@@ -115,7 +121,14 @@ def deliver_corrections(entry: OpenedEntry, input: Any, state: Any, asked: Colle
         return input
     # Give each message an id: without one, a pending write gets a new id each time the state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
-    if isinstance(input, dict):
+    # The state of a graph without a builder, such as an entrypoint's, has no channels.
+    takes = getattr(graph, "builder", None) is None or "messages" in graph.channels
+    if not (takes and isinstance(input, dict | Command | None)) and any(
+        t.key.startswith(CORRECTION) for t in texts if t.key
+    ):
+        code = Code.CORRECTION_UNDELIVERED
+        _log.warning("%s: %s (thread %a)", code, code.sentence, entry.run.scope.thread)
+    if isinstance(input, dict) and takes:
         return messages.with_messages(input, news)
     update = input.update if isinstance(input, Command) else None
     if not before or messages.has_unanswered_calls(before) or not (update is None or isinstance(update, dict)):

@@ -34,6 +34,7 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_asyn
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.constants import START
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.graph.message import add_messages
 from langgraph.prebuilt.tool_node import ToolNode
@@ -82,6 +83,19 @@ def appending_reducer(channel: object) -> Callable[[Any, Any], Any] | None:
     """Return the reducer of a channel that appends messages to its list, or None."""
     reducer = getattr(channel, "operator", None)
     return reducer if getattr(reducer, "func", reducer) in (add_messages, operator.add) else None
+
+
+def hides_messages(graph: Any) -> bool:
+    """Return True if a graph's state has `messages`, and its input schema lacks them."""
+    builder = getattr(graph, "builder", None)
+    return builder is not None and "messages" in graph.channels.keys() - builder.schemas[builder.input_schema].keys()
+
+
+def beside_input(graph: Any, given: Any, messages: Any) -> tuple[Any, Any]:
+    """Return graph and input that also write `messages` to the state."""
+    graph = copy.copy(graph)
+    graph.input_channels = [START, "messages"]
+    return graph, {START: given, "messages": messages}
 
 
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
