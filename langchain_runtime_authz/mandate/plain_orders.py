@@ -207,6 +207,16 @@ def starts_of(rule: str, text: str, known: Known) -> list[int]:
     return [spans[found.start()][0] for found in _GRAMMAR[rule].finditer(codes)]
 
 
+def says_anew(text: str, own: Spans, known: Known) -> bool:
+    """Return True if a part with a value of an order says "again".
+
+    `own`: the spans of its values. Without one, a part with its verb counts.
+    """
+    codes, spans = _word_codes(text, known)
+    parts = (part for part in _parts(codes, spans) if _follows(part, "anew"))
+    return any(_outside([own], part.start, part.end) != [own] if own else _any(part.codes, "verb") for part in parts)
+
+
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
     codes, at, colon = _GRAMMAR["pair"].sub(_CODES["link"], codes), 0, False
     codes = _GRAMMAR["gathered"].sub(lambda said: said[0].replace(_CODES["and"], _CODES["link"]), codes)

@@ -11,13 +11,23 @@ from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz._validate import as_list, as_mapping
+from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
 from langchain_runtime_authz.mandate.date_matching import names_year, on_days, stands_alone, with_values, without_year
 from langchain_runtime_authz.mandate.languages import languages, words_of
-from langchain_runtime_authz.mandate.message_places import PERCENT, UNITS, Place, Texts
+from langchain_runtime_authz.mandate.message_places import PERCENT, UNITS, Place, Segment, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
-from langchain_runtime_authz.mandate.plain_orders import Known, says, scale_of, synonyms, words_of_tool
+from langchain_runtime_authz.mandate.plain_orders import (
+    QUOTE,
+    VALUE,
+    Known,
+    says,
+    says_anew,
+    scale_of,
+    synonyms,
+    words_of_tool,
+)
 from langchain_runtime_authz.mandate.sequence import in_order, open_steps
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
@@ -289,6 +299,19 @@ class StepCheck:
             return model.Const(value=argument.value, said=span)
         quoted = (start, end) in segment.quotations and not argument.inputs
         return model.Const(value=segment.text[start:end], said=span) if quoted else argument
+
+
+def ordered_anew(texts: Sequence[str], steps: Sequence[model.Step], profile: ToolProfile) -> bool:
+    """Return True if the words order each step once more: "Pay Bob again"."""
+    segments = Texts(texts).segments
+    return all(any(_says_anew(segment, step, profile) for segment in segments) for step in steps)
+
+
+def _says_anew(segment: Segment, step: model.Step, profile: ToolProfile) -> bool:
+    said = [a.said for a in step.args.values() if isinstance(a, model.Const) and a.said is not None]
+    spans = [(start - segment.offset, end - segment.offset) for text, start, end in said if text == segment.digest]
+    plain = mask_spans(mask_spans(segment.text, segment.quotations, QUOTE), spans, VALUE)
+    return bool(spans or not said) and says_anew(plain, spans, Known(verbs=_verbs(step.tool, profile)))
 
 
 _USUAL: Final = {"pay": ("pay", "send", "give"), "send": ("send", "write"), "delete": ("delete",)}  # verbs by effect

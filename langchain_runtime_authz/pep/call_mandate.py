@@ -119,20 +119,28 @@ def find_match(run: Run, said: TaskWords, call: Call, counter: str = "") -> tupl
         run.grant.steps if run.grant is not None else None,
         (said.turn.at if mandate is not run.entry.mandate else 0) or run.entry.started_at,
         run.engine.zone,
-        _counters_before(said, call, counter) if mandate is not None and mandate.source != "application" else (),
+        _counters_before(said, mandate, call, counter)
+        if mandate is not None and mandate.source != "application"
+        else (),
     )
     memory = run.engine.memory
     return mandate, match_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
 
 
-def _counters_before(said: TaskWords, call: Call, counter: str) -> Sequence[str]:
+def _counters_before(said: TaskWords, mandate: Mandate, call: Call, counter: str) -> Sequence[str]:
     """Return the counters of equal calls for the user's messages before the turn.
 
     Empty if the turn orders the call anew ("again"), or if a second call changes nothing.
     """
     harmless = call.profile.idempotent and call.profile.effect != "pay"
-    if not counter or harmless or any(says("anew", text, Known()) for text in said.turn.texts):
+    if not counter or harmless:
         return ()
+    if any(says("again", text, Known()) for text in said.turn.texts):
+        from langchain_runtime_authz.mandate.step_checks import ordered_anew
+
+        steps = [step for step in mandate.steps if step.tool == call.tool]
+        if ordered_anew(said.turn.texts, steps, call.profile):
+            return ()
     kind, _, equal = counter.split(":", 2)
     return [f"{kind}:{n}:{equal}" for n in range(max(1, said.before + 1 - TURNS_BEFORE), said.before + 1)]
 

@@ -30,7 +30,9 @@ def test_another_spelling_or_tool_is_the_same_deed(again: Call, go: Any) -> None
 
 
 @pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
-@pytest.mark.parametrize("said", [f"Yes, {TASK}", TASK, f"Again: {TASK}"])
+@pytest.mark.parametrize("said", [
+    f"Yes, {TASK}", TASK, f"Again: {TASK}", f"{TASK} Thanks again!", f"{TASK} Danke nochmals!", f"{TASK} Gracias de nuevo.", f"{TASK} Merci à nouveau.", f"Hi again, {TASK}", f'{TASK} Tell Ann "see you again".',
+])
 def test_an_order_that_is_said_again_may_only_confirm_the_first(said: str, again: Call, go: Any) -> None:
     """The agent asks "Shall I?" after it has paid. The user's confirmation orders no second payment."""
     house, steps = House(), (pay(), AIMessage("Shall I pay?"), again)
