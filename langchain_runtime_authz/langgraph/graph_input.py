@@ -27,6 +27,7 @@ from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of, f
 from langchain_runtime_authz.langgraph.interrupts import OURS, note_question
 from langchain_runtime_authz.langgraph.messages import channel_value, messages_in, newest_plan, unwrap_overwrite
 from langchain_runtime_authz.ledger.base import Approval, Query, Snapshot
+from langchain_runtime_authz.pep.approval_answers import args_in_update
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, questions_shown
 from langchain_runtime_authz.pep.corrections import commit_answers, record_replies
 from langchain_runtime_authz.pep.run import Flow, Load, Run
@@ -165,7 +166,9 @@ def record_resume(
     own = [a for a in entry.questions if a.allowed == TAKES_ANY]
     asked = questions_shown(entry.questions, {i: interrupts[i] for i in answered})
     yield from commit_answers(entry.run, asked, answered, interrupts)
-    reviewed = {a.interrupt_id for a in asked if a.allowed != PLAIN}
+    # Words in a plain answer are the user's, but an edit counts as an edit only.
+    edits = {i for i, v in answered.items() if args_in_update(v) is not None}
+    reviewed = {a.interrupt_id for a in asked if a.allowed != PLAIN or a.interrupt_id in edits}
     replies = {i: v for i, v in answered.items() if i not in reviewed}
     yield from record_replies(entry.run, replies, {i.id: i for i in state.interrupts}, own)
     answered = {i: mark_answer(v, interrupts[i], i, entry.questions) for i, v in answered.items()}

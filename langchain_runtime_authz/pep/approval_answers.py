@@ -27,6 +27,7 @@ YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
     "continue", "proceed"])  # fmt: skip
 NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
+_UPDATES: Final = ("update", "edit")
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may contain a yes or no
 
 
@@ -59,11 +60,15 @@ def _answer(question: Approval, decision: object, subject: Subject) -> AnswerApp
     given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
     if question.source == "hitl":
         given = _of_inbox(given)
+    allowed = question.allowed or allowed_decisions(question.plan_id)
     if question.allowed == PLAIN:
+        args = args_in_update(decision)
         given = {"type": _yes_or_no(decision)}
+        if args is not None:
+            given, allowed = {"type": "edit", "edited_action": {"name": question.tool, "args": args}}, ("edit",)
     kind, message = given.get("type"), given.get("message", "")
     state, edited = "malformed", ""
-    if not isinstance(kind, str) or kind not in (question.allowed or allowed_decisions(question.plan_id)):
+    if not isinstance(kind, str) or kind not in allowed:
         pass
     elif kind in ("approve", "yes") and not given.get("edited_action"):
         state = "approved"
@@ -94,10 +99,21 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return {"type": _INBOX[kind], **({"message": args} if kind == "response" else {})}
 
 
+def args_in_update(answer: object) -> Mapping[str, Any] | None:
+    """Return the arguments in an answer that updates the call, or None.
+
+    LangGraph's how-to answers `{"action": "update", "data": {...}}`.
+    """
+    if not isinstance(answer, Mapping) or answer.keys() != {"action", "data"} or answer["action"] not in _UPDATES:
+        return None
+    return answer["data"] if isinstance(answer["data"], Mapping) else None
+
+
 def _yes_or_no(answer: object) -> str | None:
     """Return "yes" or "no" if the answer is a word of `YES` or `NO`, else `None`."""
     if isinstance(answer, Mapping):
-        (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
+        filled = {k: v for k, v in answer.items() if v is not None}
+        (answer,) = [v for k, v in filled.items() if k in _SAYS] if len(filled) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
     return "yes" if word in YES else "no" if word in NO else None
 
