@@ -170,7 +170,8 @@ def _guessed(tool: BaseTool, proposal: Proposal) -> dict[str, Any]:
         return {fact: facts[fact] for fact in ("effect", "class", "prose") if fact in facts} | {"sink": "none"}
     if facts["effect"] == "fetch":  # what a search outside returns is public
         return {**facts, "class": "public"}
-    return {**facts, "intent": _orders(tool, facts, guessed["intent"])} if "intent" in guessed else facts
+    orders = _orders(tool, facts, guessed["intent"]) if "intent" in guessed else []
+    return {**facts, "intent": orders} if orders else facts
 
 
 def _fields(profile: ToolProfile) -> Any:
@@ -243,7 +244,7 @@ def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
     for fact in ("text", "when"):
         if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
             facts[fact] = left
-    shown = ", ".join(_orders(tool, facts, guessed["intent"][0])) if "intent" in guessed else ""
+    shown = (", ".join(_orders(tool, facts, guessed["intent"][0])) or "none") if "intent" in guessed else ""
     while shown and does not in HARMLESS:
         words = "  Which orders (words, and {arguments}) let it run without a question?"
         said = typer.prompt(words, default=shown)
@@ -254,14 +255,24 @@ def _ask_about(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
-    """Return orders for `intent` that begin with one of `verbs`, else `verbs` itself."""
+    """Return orders for `intent` that begin with one of `verbs`; [] if none is known."""
     from langchain_runtime_authz.langgraph.tool_facts import schema_of
     from langchain_runtime_authz.mandate.languages import languages
-    from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders
+    from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords, suggested_orders
     from langchain_runtime_authz.tool_profile import ToolProfile
 
     known = ToolWords(tool.name, ToolProfile.model_validate(facts), schema_of(tool), languages()[0])
-    return [*suggested_orders(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
+    verb = f"({'|'.join(verbs)})" if verbs[1:] else verbs[0]
+    if found := [*suggested_orders(known, verb)]:
+        return found
+    # The tool's name does not say what it acts on: `refund(order, amount)`. So name all that a call must have.
+    needed = [a for a in known.arguments.values() if a.required and a.name.isidentifier()]
+    acted_on = [a.name for a in needed if a.kind in (*TARGETS, "value")]
+    amounts = [a.name for a in needed if a.kind == "amount"]
+    if len(acted_on) != 1 or len(needed) > 1 + len(amounts[:1]):
+        return []
+    ways = [f"{{{acted_on[0]}}}", *(f"with {{{name}}}" for name in amounts)]
+    return [f"{verb} {' '.join(ways)}", *(f"{verb} {{{name}}} for {{{acted_on[0]}}}" for name in amounts)]
 
 
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,11 +102,12 @@ def check(
         echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
     notes = [*(f"{name}: the graph has no such tool" for name in idle), *(alike := [*_alike(declared)])]
+    notes += (mute := [*_mute(declared, tools)])
     for note in () if as_json else notes:
         echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{of}: {n}" for of, n in {**counts, "findings": len(findings)}.items())
-    return Printout({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
+    return Printout({**counts, "findings": findings, "idle": idle, "alike": alike, "mute": mute}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
@@ -149,6 +150,21 @@ def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
     for form, names in sorted(said.items()):
         if len(names) > 1:
             yield f"{', '.join(sorted(names))}: `{form}` orders each, so it asks unless the user says more"
+
+
+def _mute(declared: Mapping[str, ToolProfile], tools: Sequence[BaseTool]) -> Iterator[str]:
+    """Yield a note for each verb in an `intent` that suggests no order."""
+    from langchain_runtime_authz.langgraph.tool_facts import schema_of
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders
+
+    schemas = {tool.name: schema_of(tool) for tool in tools}
+    for name, profile in declared.items():
+        words = [ToolWords(name, profile, schemas.get(name), language) for language in languages()]
+        for verb in [said for said in words[0].entries if said in profile.intent]:
+            if not any([*suggested_orders(each, verb)] for each in words):
+                values = " ".join(f"{{{argument}}}" for argument in profile.critical)
+                yield f"{name}: the verb `{verb}` alone orders nothing here; write a whole order, like `{verb} {values}`"
 
 
 def _forms(tool: ToolWords, order: Pattern) -> list[str]:

@@ -22,6 +22,7 @@ from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, load_profiles
+from tests.attack._graphs import a_tool
 from tests.cli import cli
 
 AGENT = """
@@ -438,3 +439,24 @@ def test_learning_drafts_nothing_for_reviewed_or_made_up_tools(run: Callable[...
     assert "  new:" in learned.stdout and "look" not in learned.stdout and "write_todos" not in learned.stdout
     (tmp_path / "authz.yaml").write_text("tools: {}\n")
     assert "put each entry below it" in run("learn", "audit.jsonl").stderr
+
+
+def test_the_guess_of_a_bare_verb_is_an_order_that_words_reach() -> None:
+    """`refund` says not what it acts on, so the guess is a whole order."""
+    from langchain_runtime_authz.cli._profile_proposal import propose
+    from langchain_runtime_authz.cli.init import _guessed
+    from langchain_runtime_authz.langgraph.tool_facts import schema_of
+    from langchain_runtime_authz.mandate.words import compile_words
+
+    tools = [
+        a_tool("refund", lambda **_: "", order=str, amount=float),
+        a_tool("cancel", lambda **_: "", booking=str),
+        a_tool("move", lambda **_: "", source=str, target=str),
+    ]
+    facts = {tool.name: _guessed(tool, propose(tool, tools)) for tool in tools}
+    assert facts["refund"]["intent"] == ["refund {order} with {amount}", "refund {amount} for {order}"]
+    assert "intent" not in facts["move"]  # two arguments may be what it acts on
+    profiles, schemas = load_profiles(facts), {tool.name: schema_of(tool) for tool in tools}
+    for said in ("Refund O-7 with 50 EUR", "Refund 50 EUR for O-7", "Cancel B-5", "Please cancel booking B-5"):
+        assert compile_words([said], profiles, schemas).mandate is not None
+    assert compile_words(["Refund O-7"], profiles, schemas).mandate is None

@@ -1,5 +1,6 @@
 """`runtime-authz profile`: what is proposed, what is checked, and that neither makes a tool less risky."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -400,6 +401,21 @@ def test_orders_of_two_tools_that_are_alike_are_a_note(run: Callable[..., Any], 
     result = run("check", "p.yaml")
     assert (result.exit_code, result.stderr.count("note: ")) == (0, 1)
     assert "cancel_order, cancel_visit: `cancel …` orders each" in result.stderr
+
+
+def test_a_verb_that_orders_nothing_is_a_note(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The tool's name does not say what it acts on, so the verb alone suggests no order."""
+    booking = {"effect": "write", "critical": {"booking": "object"}}
+    tools = {
+        "cancel": {**booking, "intent": ["cancel"]},
+        "stop": {**booking, "intent": ["stop {booking}"]},
+        "void_booking": {**booking, "intent": ["void"]},
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"tools": tools}))
+    result = run("check", "p.yaml")
+    assert (result.exit_code, result.stderr.count("note: ")) == (0, 1)
+    assert "cancel: the verb `cancel` alone orders nothing here; write a whole order, like `cancel {booking}`" in result.stderr
+    assert len(json.loads(run("check", "p.yaml", "--json").stdout)["mute"]) == 1
 
 
 def test_a_name_that_no_ready_set_has_is_a_path() -> None:
