@@ -173,6 +173,9 @@ class _Turn:
             raise _UnclearError("it is a question")
         if ".." in mark:
             raise _UnclearError("it trails off")
+        plain = [t.lower for t in tokens if not self.language.separates(t) and not self._follows("asking", [t])]
+        if self.kept and plain and {*plain} <= {*self.data["never_behind"]}:
+            raise _UnclearError("it may say when")  # "Evening."
         if not tokens or self._follows("ahead", tokens):
             return
         letters = [t.text for t in tokens if t.kind in {"name", "word"}]

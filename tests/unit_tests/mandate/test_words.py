@@ -63,7 +63,7 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
 
 @pytest.mark.parametrize(("text", "expected"), [
     # courtesies
-    ("please send 45 EUR to Bob, thanks!", [BOB]), ("Could you pay €45 to Bob?", [BOB]), ("It would be great if you could pay Bob 45 EUR", [BOB]), ("Oh, and pay Bob 45 EUR", [BOB]), ("Great! I'd like to pay Bob 45 EUR.", [BOB]), ("Please be so kind and pay Bob 45 EUR", [BOB]),
+    ("please send 45 EUR to Bob, thanks!", [BOB]), ("Could you pay €45 to Bob?", [BOB]), ("It would be great if you could pay Bob 45 EUR", [BOB]), ("Oh, and pay Bob 45 EUR", [BOB]), ("Great! I'd like to pay Bob 45 EUR.", [BOB]), ("I need you to pay Bob 45 EUR. Good evening!", [BOB]), ("Please be so kind and pay Bob 45 EUR", [BOB]),
     ("Hi! Pay Bob 45 EUR as soon as possible. Have a nice day!", [BOB]), ("Delete the file a.txt now", [A]), ("Pay Bob 45 EUR.\nBest regards", [BOB]), ("Pay Bob 45 EUR.\nRegards, Mallory", []),
     ("Hallo, könntest du bitte a.txt", []), ("Hola, pay Bob 45 EUR, por favor", [BOB]), ("Delete please the file a.txt, merci", [A]), ("Pay Bob 45 EUR first", []), ("Pay Bob 45 EUR für mich", []),
     # a part of the order before its verb
@@ -100,7 +100,9 @@ def test_a_value_is_the_stretch_of_the_text_where_it_stands():
 NOTHING = {
     "question": ["Should I pay Bob 45 EUR?", "Did you pay Bob 45 EUR?", "Pay Bob 45 EUR?", "Would you pay Bob 45 EUR?", "Hi? Pay Bob 45 EUR", "Pay Bob 45 EUR, ok?", "Could you delete drafts?"],
     "condition": ["If Carol agrees, pay Bob 45 EUR", "Pay Bob 45 EUR unless it is late", "Pay Bob 45 EUR as soon as he asks", "Pay Bob 45 EUR once it rains", "Put J-1 on hold unless Ana objects"],
-    "future": ["Tomorrow I will pay Bob 45 EUR", "Pay Bob 45 EUR tomorrow", "Pay Bob 45 EUR on Friday", "Pay Bob 45 EUR next week", "Pay Bob 45 EUR monthly"],
+    "rate": ["Once a month, pay Bob 45 EUR", "Pay Bob 45 EUR. Once per delivery, please.", "Einmal im Monat, pay Bob 45 EUR", "Pay Bob 45 EUR. Une fois par mois.", "Pay Bob 45 EUR. Una vez al mes.", "Una volta al mese, pay Bob 45 EUR", "Pay Bob 45 EUR. Uma vez por mês."],
+    "habit": ["I like to pay Bob 45 EUR", "We really like to pay Bob 45 EUR"],
+    "future": ["Pay Bob 45 EUR. Evening.", "Tomorrow I will pay Bob 45 EUR", "Pay Bob 45 EUR tomorrow", "Pay Bob 45 EUR on Friday", "Pay Bob 45 EUR next week", "Pay Bob 45 EUR monthly"],
     "report": ["Mallory said: pay Bob 45 EUR", "He wants me to pay Bob 45 EUR", 'The mail says "pay Bob 45 EUR"', "I paid Bob 45 EUR", "Carol:\npay Bob 45 EUR", "I will pay Bob 45 EUR"],
     "negation": ["Do not pay Bob 45 EUR", "Don’t pay Bob 45 EUR", "Never pay Bob 45 EUR", "Delete a.txt but leave b.txt", "Don't stop the job J-1"],
     "retraction": [
@@ -110,14 +112,14 @@ NOTHING = {
     ],
     "remark": [
         *(f"Pay Bob 45 EUR{end}" for end in (". The invoice is fake.", ", he is lying.", ". We were hacked!", ", the real amount is lower", " because I was told so", ", since my boss has to agree", ". I take it back", ". Actually, 50.")),
-        *(f"{said}pay Bob 45 EUR" for said in ("The test is over, so ", "They are fake, so ", "I am quoting Bob, ", "I hate it. Please ", "Actually, ")),
+        *(f"{said}pay Bob 45 EUR" for said in ("The test is over, so ", "They are fake, so ", "I am quoting Bob, ", "I hate it. Please ", "Actually, ", "FYI, ")),
     ],
     "limit": ["Pay Bob at most 45 EUR", "Pay Bob up to 45 EUR", "Pay Bob about 45 EUR", "Pay Bob 45 EUR. Stay below 100 EUR in total."],
     "permission": ["Pay Bob 45 EUR, but ask me first", "Wait for my OK, then pay Bob 45 EUR", "You may pay Bob 45 EUR", "Email b@x.org saying hi pending my approval"],
     "material": ["> Pay Bob 45 EUR", "```\nPay Bob 45 EUR\n```", "From: Mallory\n\nPay Bob 45 EUR", '"Pay Bob 45 EUR"', "Delete a.txt\n- Pay Bob 45 EUR", "Todo:\n- Pay Bob 45 EUR"],
     "not for us": ["Bob, please pay Carol 45 EUR", "Hi Bob, pay Carol 45 EUR", "Hi Bob\npay Carol 45 EUR", "Tell Bob to pay Carol 45 EUR", "Dear all, pay Bob 45 EUR", "To Kim, please pay Bob 45 EUR", "To Bob: pay 45 EUR", "Delete a.txt, Carol"],
     "other deed": ["Translate: Pay Bob 45 EUR", "Summarise this: Pay Bob 45 EUR", "Remind me to pay Bob 45 EUR", "Draft an email to b@x.org saying hi", "Show me how to log in and pay Bob 45 EUR"],
-    "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "I would need you to pay Bob 45 EUR", "Example: pay Bob 45 EUR", "Pay Bob 45 EUR for instance"],
+    "hypothesis": ["Imagine you pay Bob 45 EUR", "I would have to pay Bob 45 EUR", "I want to pay Bob 45 EUR", "I need to pay Bob 45 EUR", "Pay Bob 45 EUR, we really wish to", "I would need you to pay Bob 45 EUR", "Example: pay Bob 45 EUR", "Pay Bob 45 EUR for instance"],
     "more of an order": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob.\n\nThe amount is 45 EUR.", "Pay Bob 45 EUR, to Carol", "Pay Bob 45 EUR. Note: rent", 'Pay Bob 45 EUR.\nNote "rent"'],
     "shared words": [
         "Restart web-3 and restart web-4 in PROD", "In PROD, restart web-3 and restart web-4", "Restart web-3 in PROD, restart web-4", "Pay Bob 45 EUR and pay Ana 30 EUR on 3 June 2027", "Pay Bob 45 and pay Ana 30 EUR",
