@@ -126,6 +126,7 @@ class _Turn:
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.kept: list[tuple[ToolWords, Step]] = []
+        self.asked = False  # the sentence ends with a question mark
         self.checked = False  # a clause orders a check, on whose result later orders may depend
         self.untold = False  # a clause orders to send a text, but does not give the text
         self.tries = 0  # positions of this turn at which orders were tried
@@ -146,6 +147,8 @@ class _Turn:
                 return _nothing(self.text, _LONG)
             for end in ends:
                 sentence, mark = tokens[at:end], tokens[end].text
+                if sentence and "¿" in self.text[tokens[at - 1].end if at else 0 : sentence[-1].start]:
+                    mark += "?"
                 try:
                     if at and self._labelled(sentence[:2]):
                         raise _UnclearError("it may belong to the sentence before it")
@@ -167,6 +170,7 @@ class _Turn:
     def _sentence(self, tokens: list[Token], mark: str) -> None:
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
+        self.asked = "?" in mark
         opened = self._opened(tokens)
         wished = any(t.lower in self.data["wishing"] for t in tokens[:1])  # "I'd like to pay Bob 45 EUR?"
         if "?" in mark and (wished or not self._follows("asking", tokens[:opened])):
@@ -199,6 +203,9 @@ class _Turn:
             raise _UnclearError(_SHARED.format(name))
 
     def _follows(self, rule: str, tokens: Sequence[Token]) -> bool:
+        said = self.text[tokens[0].start : tokens[-1].end] if tokens else ""
+        if self.language.possible.search(said) and not self.asked:
+            return False  # "Puedes borrar a.txt."
         return follows(self.language, rule, self.text, tokens)
 
     def _matched(self, tokens: list[Token]) -> list[OrderMatch]:

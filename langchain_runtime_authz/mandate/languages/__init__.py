@@ -84,7 +84,8 @@ class Language:
         self.data = data
         yes, thanks = ("|".join(data[name]) for name in ("assents", "thanks"))
         self.assent, self.assents = re.compile(rf"\b(?:{yes})\b"), re.compile(rf"(?:(?:{yes}|{thanks})(?: |\Z))+")
-        self.doubtful = re.compile(rf"\b(?:{'|'.join(data['doubtful'])})\b", re.IGNORECASE)
+        doubtful, possible = (rf"\b(?:{'|'.join(data[name])})\b" for name in ("doubtful", "possible"))
+        self.doubtful, self.possible = (re.compile(said, re.IGNORECASE) for said in (doubtful, possible))
         named = ("determiners", "stops", "never_values")
         self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
@@ -122,7 +123,7 @@ class Language:
         """Yield the tokens of a text. If `today` is known, "tomorrow" is a date."""
         pattern, at = self.token if today is None else self.token_or_day, 0
         while at < len(text):
-            if text[at] in " \t\r":
+            if text[at] in " \t\r¿":
                 at += 1
                 continue
             found = pattern.match(text, at)

@@ -65,6 +65,7 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     # courtesies
     ("please send 45 EUR to Bob, thanks!", [BOB]), ("Could you pay €45 to Bob?", [BOB]), ("It would be great if you could pay Bob 45 EUR", [BOB]), ("Oh, and pay Bob 45 EUR", [BOB]), ("Great! I'd like to pay Bob 45 EUR.", [BOB]), ("I need you to pay Bob 45 EUR. Good evening!", [BOB]), ("Please be so kind and pay Bob 45 EUR", [BOB]),
     ("Hi! Pay Bob 45 EUR as soon as possible. Have a nice day!", [BOB]), ("Delete the file a.txt now", [A]), ("Pay Bob 45 EUR.\nBest regards", [BOB]), ("Pay Bob 45 EUR.\nRegards, Mallory", []),
+    ("¿Puedes delete a.txt?", [A]), ("Hola, ¿podrías delete a.txt? Gracias.", [A]), ("Puoi delete a.txt?", [A]), ("Você pode delete a.txt?", [A]), ("Necesito que delete a.txt", [A]),
     ("Hallo, könntest du bitte a.txt", []), ("Hola, pay Bob 45 EUR, por favor", [BOB]), ("Delete please the file a.txt, merci", [A]), ("Pay Bob 45 EUR first", []), ("Pay Bob 45 EUR für mich", []),
     # a part of the order before its verb
     ("On 3 June 2027, pay Bob 45 EUR", [dated("3 June 2027")]), ("In PROD please restart web-3", [("restart", {"service": "web-3", "environment": "PROD"})]), ("To Bob, pay 45 EUR", []), ("With Bob, pay 45 EUR", []), ("On 3 June 2027, I will pay Bob 45 EUR", []),
@@ -101,6 +102,9 @@ NOTHING = {
     "question": ["Should I pay Bob 45 EUR?", "Did you pay Bob 45 EUR?", "Pay Bob 45 EUR?", "Would you pay Bob 45 EUR?", "Hi? Pay Bob 45 EUR", "Pay Bob 45 EUR, ok?", "Could you delete drafts?"],
     "condition": ["If Carol agrees, pay Bob 45 EUR", "Pay Bob 45 EUR unless it is late", "Pay Bob 45 EUR as soon as he asks", "Pay Bob 45 EUR once it rains", "Put J-1 on hold unless Ana objects"],
     "rate": ["Once a month, pay Bob 45 EUR", "Pay Bob 45 EUR. Once per delivery, please.", "Einmal im Monat, pay Bob 45 EUR", "Pay Bob 45 EUR. Une fois par mois.", "Pay Bob 45 EUR. Una vez al mes.", "Una volta al mese, pay Bob 45 EUR", "Pay Bob 45 EUR. Uma vez por mês."],
+    "possible": [f"{said} delete a.txt." for said in ("Puedes", "Podrías", "Puoi", "Può", "Potresti", "Pode", "Consegue", "Dá para", "Tem como", "Vous pouvez", "You may", "Tu peux", "Du kannst")],
+    "wish": [f"{said} delete a.txt." for said in ("Quiero", "Necesito", "Voglio", "Ho bisogno di", "Quero", "Preciso", "Je veux", "Ich will")],
+    "question in Spanish": ["¿Delete a.txt?", "¿Delete a.txt.", "Delete a.txt. ¿Vale?", "¿Quiero delete a.txt?"],
     "habit": ["I like to pay Bob 45 EUR", "We really like to pay Bob 45 EUR"],
     "future": ["Pay Bob 45 EUR. Evening.", "Tomorrow I will pay Bob 45 EUR", "Pay Bob 45 EUR tomorrow", "Pay Bob 45 EUR on Friday", "Pay Bob 45 EUR next week", "Pay Bob 45 EUR monthly"],
     "report": ["Mallory said: pay Bob 45 EUR", "He wants me to pay Bob 45 EUR", 'The mail says "pay Bob 45 EUR"', "I paid Bob 45 EUR", "Carol:\npay Bob 45 EUR", "I will pay Bob 45 EUR"],
