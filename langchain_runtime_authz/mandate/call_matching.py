@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.call_arguments import SCALAR_TYPES, is_empty, scalars, uncovered
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
-from langchain_runtime_authz.mandate.date_matching import adds_time, are_upcoming, dates_of, in_zone, names_zone
+from langchain_runtime_authz.mandate.date_matching import dates_of, in_zone, names_zone, other_day
 from langchain_runtime_authz.mandate.description import describe_condition, described_step, quote_values
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms
@@ -323,11 +323,8 @@ def _compare(ready: _ReadyStep, call: CallFacts, matcher: ArgumentMatcher) -> tu
         value = value_at(call.args, name) if slot.dotted else call.args.get(name)
         local = value if call.zone is None else in_zone(value, call.zone)
         value = local if slot.local else value  # an order that names no zone means local time
-        if call.now is not None and slot.days and not are_upcoming([*slot.days, *dates_of(value)], call.now):
-            deviations.append(Deviation(name, "value", f"the next {quote_values(_said(order))}"))
-            continue
-        if slot.days and adds_time(value, _said(order), name):
-            deviations.append(Deviation(name, "value", f"{quote_values(_said(order))}, without a time of day"))
+        if slot.days and (expected := other_day(name, value, order, call.now, call.args)):
+            deviations.append(Deviation(name, "value", expected))
             continue
         if type(order) is Const and type(value) in SCALAR_TYPES and type(order.value) in SCALAR_TYPES:
             short = type(value) is not str or len(value) <= REMEMBERED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.call_arguments import MAX_ITEMS, scalars
 from langchain_runtime_authz.facts.local_time import RELATIVE, with_dates
 from langchain_runtime_authz.facts.normal_forms import forms_of, tidy
+from langchain_runtime_authz.mandate.description import quote_values
 from langchain_runtime_authz.mandate.languages import any_phrase, languages, words_of
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, OneOf, Step
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms
@@ -143,9 +144,29 @@ def adds_time(value: object, said: object, name: str) -> bool:
     ordered, own = ({m for one in scalars(each, MAX_ITEMS) or () for m in moments_in(one)} for each in (said, value))
     if any(moment.startswith("time:") for moment in ordered):
         return False
-    ends = any({*words_of(name)} & {*language.data["ends"]} for language in languages())
+    ends = _is_named(name, "ends")
     plain = {"time:00:00", "Z", "UTC", "GMT", *ordered, *(["time:23:59"] if ends else [])}
     return any(not moment.startswith(("date:", "day:")) for moment in own - plain)
+
+
+def other_day(name: str, value: object, order: Argument, now: float | None, args: Mapping[str, object]) -> str:
+    """Return what was ordered, if the argument's value is another day; else "".
+
+    An end before a start in `args` is another day than the user meant.
+    """
+    said, days = getattr(order, "values", getattr(order, "value", None)), dates_of(value)
+    if now is not None and not are_upcoming([*dates_of(said), *days], now):
+        return f"the next {quote_values(said)}"
+    if adds_time(value, said, name):
+        return f"{quote_values(said)}, without a time of day"
+    ends = getattr(order, "said", None) is not None and _is_named(name, "ends")
+    starts = [day for n, other in args.items() if ends and _is_named(n, "starts") for day in dates_of(other)]
+    early = any(day[0] != "-" and day < start for day in days for start in starts)
+    return f"{quote_values(said)}, not before the start" if early else ""
+
+
+def _is_named(argument: str, role: str) -> bool:
+    return any({*words_of(argument)} & {*language.data[role]} for language in languages())
 
 
 # Words around a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".

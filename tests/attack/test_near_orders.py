@@ -21,6 +21,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "alarm": ({"effect": "admin", "critical": {"mode": "value"}, "intent": ("arm alarm {mode=on}", "disarm alarm {mode=off}")}, {"mode": TEXT}),
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
+    "lend": ({"critical": {"car": "object"}, "when": ("start", "end"), "intent": ("lend {car} from {start} to {end}",)}, {"car": TEXT, "start": TEXT, "end": TEXT}),
     "block": ({"when": ("days",)}, {"days": {"type": "array"}}),
     "tell": ({"effect": "send", "critical": {"to": "principal"}, "text": ("body",), "intent": ("tell {to} that {body:rest}",)}, {"to": TEXT, "body": TEXT}),
     "wipe": ({"effect": "delete", "critical": {"paths": "object"}, "intent": ("wipe {paths}",)}, {"paths": {"type": "array"}, "tags": {"type": "array", "default": ["old"]}}),
@@ -324,6 +325,14 @@ def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Ca
     assert len(ran(said, ordered, go=go, protected=True, **options)) == 1
     assert ran(said, near, go=go, protected=True, **options) == []
     assert len(ran(said, near, go=go, protected=False)) == 1
+
+
+@pytest.mark.parametrize(("said", "end", "runs"), [("5 June to 3 June", "2027-06-03", False), ("5 June to 9 June", "2027-06-09", True), ("5 June 2027 to 3 June 2027", "2027-06-03", False)])
+def test_a_range_that_ends_before_it_begins_is_asked_about(said: str, end: str, runs: bool, go: Any) -> None:
+    call = ("lend", {"car": "C-4", "start": "2027-06-05", "end": end})
+    for planned in ((), (call,)):
+        assert ran(f"Lend C-4 from {said}", call, planned=planned, go=go, protected=True) == [call] * runs
+    assert ran(f"Lend C-4 from {said}", call, go=go, protected=False) == [call]
 
 
 def wire(to: str, amount: int, **unit: str) -> Call:

@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from langchain_runtime_authz.mandate.date_matching import adds_time, are_upcoming, dates_of, in_zone
-from langchain_runtime_authz.mandate.model import AtLeast
+from langchain_runtime_authz.mandate.date_matching import adds_time, are_upcoming, dates_of, in_zone, other_day
+from langchain_runtime_authz.mandate.model import AtLeast, Const, Span
 from langchain_runtime_authz.mandate.value_matching import meets_condition
 
 
@@ -30,6 +30,14 @@ def test_a_day_without_a_year_comes_next(today, next_ones, others):
 ])
 def test_a_time_of_day_is_said_or_is_the_edge_of_a_day(value, said, name, added):
     assert adds_time(value, said, name) is added
+
+
+@pytest.mark.parametrize(("name", "value", "start", "other"), [
+    ("end", "2027-06-03", {"start": "2027-06-05"}, True), ("due_date", "2027-06-03", {"from_day": "2027-06-05T10:00"}, True),
+    ("end", "2027-06-05", {"start": "2027-06-05"}, False), ("end", "2027-01-03", {"start": "2026-12-28"}, False), ("end", "2027-06-03", {"reminder": "2027-06-05"}, False), ("start", "2027-06-05", {"end": "2027-06-03"}, False), ("end", "2027-06-03", {"start": "later"}, False),
+])
+def test_an_end_before_its_start_is_another_day(name, value, start, other):
+    assert bool(other_day(name, value, Const(value, said=Span("", 0, 1)), None, start)) is other
 
 
 @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
