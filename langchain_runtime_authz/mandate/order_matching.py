@@ -315,7 +315,7 @@ class OrderMatch:
         return any(
             self.values.text[one.end : other.start].isspace()
             and (
-                one.kind == other.kind
+                one.kind == other.kind != "choice"
                 or (_YEAR.fullmatch(one.text) and not other.text.isupper())  # not "2000 ETH"
                 or (one.kind in {"name", "id"} and one.text[-1].isalpha() and other.lower.startswith(weekdays))
             )

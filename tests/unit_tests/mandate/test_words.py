@@ -105,6 +105,7 @@ NOTHING = {
     "possible": [f"{said} delete a.txt." for said in ("Puedes", "Podrías", "Puoi", "Può", "Potresti", "Pode", "Consegue", "Dá para", "Tem como", "Vous pouvez", "You may", "Tu peux", "Du kannst")],
     "wish": [f"{said} delete a.txt." for said in ("Quiero", "Necesito", "Voglio", "Ho bisogno di", "Quero", "Preciso", "Je veux", "Ich will")],
     "question in Spanish": ["¿Delete a.txt?", "¿Delete a.txt.", "Delete a.txt. ¿Vale?", "¿Quiero delete a.txt?"],
+    "nobody": [f"Pay {said} 45 EUR" for said in ("Personne", "Niemand", "Nadie", "Nessuno", "Ninguém", "Nobody", "Alguien")],
     "habit": ["I like to pay Bob 45 EUR", "We really like to pay Bob 45 EUR"],
     "future": ["Pay Bob 45 EUR. Evening.", "Tomorrow I will pay Bob 45 EUR", "Pay Bob 45 EUR tomorrow", "Pay Bob 45 EUR on Friday", "Pay Bob 45 EUR next week", "Pay Bob 45 EUR monthly"],
     "report": ["Mallory said: pay Bob 45 EUR", "He wants me to pay Bob 45 EUR", 'The mail says "pay Bob 45 EUR"', "I paid Bob 45 EUR", "Carol:\npay Bob 45 EUR", "I will pay Bob 45 EUR"],
@@ -165,6 +166,17 @@ def tools(**intents: str) -> dict[str, ToolProfile]:
 ])
 def test_one_tool_fits_and_a_tool_without_intent_is_ordered_by_its_name(text, profiles, expected):
     assert [tool for tool, _ in listed(compile_words([text], profiles))] == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Turn the desk lamp on", {"device": "lamp-2", "state": "on"}), ("Turn Max off", {"device": "max-1", "state": "off"}), ("Turn off Heater", {"device": "Heater", "state": "off"}),
+    ("Turn off", None), ("Turn max off", None), ("Turn Heater on off", None), ("Turn the desk lamp on hold", None),
+])
+def test_two_choices_may_stand_side_by_side(text, expected):
+    """Other values that touch may be one."""
+    profile = ToolProfile(critical={"device": "object", "state": "value"}, synonyms={"device": {"desk lamp": "lamp-2", "Max": "max-1"}}, intent=("turn {device} {state}", "turn {state} {device}"))
+    schema = {"properties": {"device": {"type": "string"}, "state": {"enum": ["on", "off"]}}, "required": ["device", "state"]}
+    assert listed(compile_words([text], {"turn": profile}, {"turn": schema})) == ([("turn", expected)] if expected else [])
 
 
 def test_a_draft_is_not_ordered():
