@@ -228,12 +228,18 @@ class _Gate(private.ToolNode):
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
         waiting = drive(run.engine, message.decide(run))
+        several = message.counting is not config
+        ambient = var_child_runnable_config.get() if several else None
         try:
+            if several:
+                var_child_runnable_config.set(message.counting)  # to number questions of wrappers too
             _queue.set(queue := tool_batch.CallQueue(message.counting, message.calls, waiting, "tool node gate"))
             return super()._func(input, message.counting, runtime)
         except GraphInterrupt as exc:
             raise queue.question(exc) from None
         finally:
+            if several:
+                var_child_runnable_config.set(ambient)
             if tool_batch.open_tickets(waiting):
                 drive(run.engine, tool_batch.give_back(waiting))
 
@@ -243,7 +249,11 @@ class _Gate(private.ToolNode):
 
         def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
             waiting = yield from message.decide(run)
+            several = message.counting is not config
+            ambient = var_child_runnable_config.get() if several else None
             try:
+                if several:
+                    var_child_runnable_config.set(message.counting)
                 _queue.set(queue := tool_batch.CallQueue(message.counting, message.calls, waiting, "tool node gate"))
                 try:
                     return (yield (RunCode, code))
@@ -254,6 +264,8 @@ class _Gate(private.ToolNode):
                     yield (Finish, queue)
                     raise
             finally:
+                if several:
+                    var_child_runnable_config.set(ambient)
                 if tool_batch.open_tickets(waiting):
                     yield from tool_batch.give_back(waiting)
 

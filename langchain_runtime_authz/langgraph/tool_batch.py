@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Final, cast
 
 from langchain_core.messages import ToolCall
-from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
@@ -185,8 +184,6 @@ class CallQueue:
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[PendingCall], layer: str = "") -> None:
         self.engine = waiting[0].run.engine if waiting else None
         self._config, self._calls = config, calls
-        if calls[1:]:
-            var_child_runnable_config.set(config)  # to number questions of wrappers too
         self._waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
         self._serial = False
         self._asked: dict[int, GraphInterrupt] = {}  # index of the call → what it raised to ask
