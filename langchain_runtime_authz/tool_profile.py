@@ -84,7 +84,7 @@ class ToolProfile(BaseModel):
         text: free-text arguments.
         free: arguments that decide nothing, like the language of an answer. All other arguments of a side effect are
             compared with the mandate (`mandate.call_matching`).
-        injected: arguments that a node's code may add to the model's. Added arguments are not part of the decision.
+        injected: arguments that code may add. They are not part of the decision, unless the model wrote them.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
         trust: who writes the output; for each field: `{"": external, id: system}`.
         prose: free-text fields. A value inside such a text is a mention, not an assertion.

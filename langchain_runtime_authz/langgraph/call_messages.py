@@ -58,6 +58,9 @@ def describe_call(
     except Exception as exc:  # noqa: BLE001  (stored, and raised again when the tool parses)
         parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
+        # If another name was written, it may be the alias of an argument.
+        if profile.injected and isinstance(raw, Mapping) and isinstance(parsed, dict) and raw.keys() <= parsed.keys():
+            injected = injected.union(set(profile.injected) - raw.keys())
         try:
             args, supplied_too = _decided_arguments(tool, parsed, injected)
             args_digest = digest(args)

@@ -79,6 +79,11 @@ class MessageCalls:
         return [_brought(run, call) if call.error is Code.UNKNOWN_TOOL else next(decided) for call in calls]
 
     def _decide_mine(self, run: Run) -> Flow[list[PendingCall]]:
+        mine = self.calls[0]
+        if self.position is not None and mine["args"] != self.planned[self.position]["args"]:  # a wrapper edited it
+            return (
+                yield from _decide_together(run, [self._describe(mine, self.position)], self.config, entry=self._entry)
+            )
         locks, decided = self._batch(run)
         yield from under_lock(locks, self._decide_all(run, decided))
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]

@@ -172,6 +172,31 @@ def test_a_wrapper_edits_an_ordered_call(edited: str, stack: str, go: str) -> No
     assert sent == [ran]
 
 
+@pytest.mark.parametrize(("given", "questions"), [(TENANT, (1, 1)), ({"text": "hi"}, (1, 2))], ids=["injected", "text"])
+def test_an_edited_call_that_was_not_ordered_runs_as_it_was_shown(given: Any, questions: Any, stack: str, go: str) -> None:
+    """Of two equal calls one was ordered. An injected argument costs no question of its own."""
+    sent: list[Any] = []
+
+    def mail(to: str, text: str, tenant: str = "") -> str:
+        """Send a mail."""
+        sent.append((text, tenant))
+        return "sent"
+
+    about = {"effect": "send", "critical": {"to": "principal"}, "text": ["text"], "injected": ["tenant"], "intent": ["mail {to}"]}
+    authz = RuntimeAuthz(profiles={"mail": about})
+    edits = wrapping(lambda r: r.override(tool_call={**r.tool_call, "args": {**r.tool_call["args"], **given}}))
+    model = replying([call("mail", {"to": "bob@x.org", "text": "hi "}, f"c{n}") for n in (1, 2)])
+    graph = built(stack, authz, model, [StructuredTool.from_function(mail)], before=[edits], checkpointer=InMemorySaver())
+    state, asked = said(go, authz, graph, human("Mail bob@x.org"), THREAD, task=None), 0
+    while "__interrupt__" in state:
+        asked += 1
+        assert len(sent) == 1
+        (shown,) = state["__interrupt__"][0].value["action_requests"]
+        state = said(go, authz, graph, resume(APPROVE), THREAD, task=None)
+    ran = (given.get("text", "hi "), given.get("tenant", ""))
+    assert sent == [ran, ran] and shown["args"]["text"] == ran[0] and asked == questions[stack != "middleware"]
+
+
 def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) -> None:
     """Swapped in front of ours, another tool runs under no other tool's permit."""
     evil = noting(ran, "evil", to=str, amount=float)
