@@ -83,6 +83,11 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
 
+def place_of(state: StateSnapshot, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the config that names the checkpoint of a state of the config's thread."""
+    return thread_config(config, _checkpoint(state.config) or None)
+
+
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[CheckpointHead | None]:
     """Read the checkpoint that `config` loads; None if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)

@@ -17,7 +17,7 @@ from langgraph.types import Command, Overwrite, StateSnapshot
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph import messages
+from langchain_runtime_authz.langgraph import checkpoints, messages
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.call_messages import denial_message, replay_message
 from langchain_runtime_authz.langgraph.graph_input import removed_message_ids
@@ -55,7 +55,9 @@ def answer_void_calls(run: Run, graph: Any, config: Any, state: StateSnapshot, g
 
     Return None if there are none, if a waiting task will answer them, or if the input `given` does.
     """
-    before = messages.messages_in(state.values)
+    # A read by id leaves out what other tasks of the unfinished step wrote. A new input drops that.
+    left: StateSnapshot = yield checkpoints.read_state(graph, checkpoints.place_of(state, config))
+    before = messages.messages_in(left.values)
     place = next((i for i in reversed(range(len(before))) if isinstance(before[i], AIMessage)), None)
     reducer = private.appending_reducer(graph.channels.get("messages"))
     if place is None or reducer is None or not isinstance(given, dict | None):
@@ -67,9 +69,9 @@ def answer_void_calls(run: Run, graph: Any, config: Any, state: StateSnapshot, g
         return None  # the thread continues at the task that waits
     sent = [messages.as_message(m) for m in messages.messages_in(given)]
     told = {m.tool_call_id for m in (*before[place:], *sent) if isinstance(m, ToolMessage)}
-    open_ids = {c["id"] for c in message.tool_calls} - told
-    replaced = any(m.id == message.id and getattr(m, "tool_calls", ()) != message.tool_calls for m in sent if m)
-    if not open_ids or replaced or not gone.isdisjoint((REMOVE_ALL_MESSAGES, message.id)):
+    again = next((m for m in sent if m is not None and m.id == message.id and m.id), message)  # a client may edit it
+    open_ids = {c["id"] for c in message.tool_calls} & {c["id"] for c in getattr(again, "tool_calls", ())} - told
+    if not open_ids or not gone.isdisjoint((REMOVE_ALL_MESSAGES, message.id)):
         return None
     plan = (yield Load(run.scope, Query(planned_call=(run.agent, next(iter(open_ids)))))).plan
     if plan is None or plan.epoch == run.epoch:

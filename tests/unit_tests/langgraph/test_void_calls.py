@@ -112,6 +112,52 @@ def test_the_model_reads_an_answer_to_each_call(makers: Any, ways: Any, hows: st
     refuse_open_calls(graph.get_state(THREAD).values["messages"])
 
 
+def test_each_call_of_a_message_is_answered(makers: Any, ways: Any, hows: str) -> None:
+    """`create_agent` runs each call as a task of its own, and the read's has ended."""
+    authz, graph, ran = paused(makers, hows, [READ, PAY])
+    messages = [m for m in ways(authz, graph, hows)["messages"] if m.text != "Wait"]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "tool", "human", "ai"] and PAID not in ran
+
+
+def test_a_client_may_edit_the_call(makers: Any) -> None:
+    authz, graph, ran = paused(makers, "sync")
+    less = {"tool_calls": [call("pay", {"to": "bob", "amount": "1"}, "call-pay")]}
+    edited = graph.get_state(THREAD).values["messages"][-1].model_copy(update=less)
+    messages = run_as(authz, graph, {"messages": [edited, HumanMessage("Less")]}, THREAD)["messages"]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "human", "ai"] and ran == []
+
+
+def test_an_answer_is_not_given_and_the_call_run_too(hows: str) -> None:
+    """Another task's message stands behind the failed call, but only until the step ends."""
+    done: list[str] = []
+
+    @tool
+    def fetch(path: str) -> str:
+        """Fail at first."""
+        done.append(path)
+        if done == [path]:
+            raise ConnectionError("down")
+        return "text"
+
+    class State(TypedDict):
+        messages: Annotated[list[Any], add_messages]
+
+    model = ScriptedChatModel(script=[says(call("fetch", {"path": "a"}, "call-fetch")), says(text="done")])
+    builder = StateGraph(State)
+    builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
+    builder.add_node("tools", ToolNode([fetch], handle_tool_errors=False))
+    builder.add_node("side", lambda state: {"messages": [HumanMessage("A note", name="side")]})
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda s: ["tools", "side"] if s["messages"][-1].tool_calls else [END])
+    builder.add_edge("tools", "agent")
+    authz, graph = protecting(builder.compile(checkpointer=InMemorySaver(), name="hand"), StaticPDP(True))
+    with pytest.raises(ConnectionError):
+        run_as(authz, graph, human("Handle it"), THREAD, how=hows)
+    authz.correct("t", "Hurry", graph=graph)
+    messages = run_as(authz, graph, None, THREAD, how=hows)["messages"]
+    assert [m.type for m in messages].count("tool") == 1
+
+
 def test_a_waiting_node_answers_by_itself(makers: Any, hows: str) -> None:
     authz, graph, ran = paused(makers, hows)
     authz.correct("t", "Leave it", graph=graph)
@@ -144,8 +190,8 @@ def test_a_client_may_remove_the_call(makers: Any) -> None:
     assert [m.type for m in messages] == ["human", "human", "ai"]
 
 
-def test_a_call_that_was_done_is_answered_with_its_result(hows: str) -> None:
-    """The tool node's task never ended, so its first result is only in the ledger."""
+def test_a_call_that_was_done_is_answered_with_its_result(makers: Any, hows: str) -> None:
+    """The step never ended, so LangGraph drops the first result, which the ledger has."""
     @tool
     def write(text: str) -> str:
         """Write, after a question of the tool's own."""
@@ -154,7 +200,7 @@ def test_a_call_that_was_done_is_answered_with_its_result(hows: str) -> None:
     again = call("pay", {"to": "carol", "amount": "1"}, "call-again")
     ran: list[Any] = []
     model = strict([PAY, call("write", {"text": "x"}, "call-write")], [again])
-    authz, graph = protecting(hand_written(model, [pay_tool(ran), write], checkpointer=InMemorySaver()), StaticPDP(True))
+    authz, graph = protecting(makers(model, [pay_tool(ran), write], checkpointer=InMemorySaver()), StaticPDP(True))
     assert run_as(authz, graph, human("Pay and write"), THREAD, how=hows)["__interrupt__"]
     messages = new_message(authz, graph, hows)["messages"]
     assert answer_to(messages, "call-pay").content == "paid"
