@@ -82,7 +82,12 @@ def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
 def appending_reducer(channel: object) -> Callable[[Any, Any], Any] | None:
     """Return the reducer of a channel that appends messages to its list, or None."""
     reducer = getattr(channel, "operator", None)
-    return reducer if getattr(reducer, "func", reducer) in (add_messages, operator.add) else None
+    if getattr(reducer, "func", reducer) in (add_messages, operator.add):
+        return reducer
+    batched: Any = getattr(channel, "reducer", None)  # a `DeltaChannel` reduces several writes at once
+    if getattr(batched, "__name__", "") == "_messages_delta_reducer":  # LangGraph's, and deepagents' own
+        return lambda before, new: batched(before, [new])
+    return None
 
 
 def hides_messages(graph: Any) -> bool:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentState, HumanInTheLoopMiddleware
+from langgraph.channels import DeltaChannel
+from langgraph.graph.message import _messages_delta_reducer
 
 from ...attack._kit import *
 
@@ -17,6 +19,20 @@ def way(function: Any) -> Any:
 
 def asking(request: Any) -> object:
     return ASK if request.resource.id == "pay" and request.context.approval is None else True
+
+
+def delta_graph(model: Any, tools: Sequence[Any], **kwargs: Any) -> Any:
+    """`create_agent` whose messages are stored as deepagents' are."""
+    class State(AgentState[Any]):
+        messages: Annotated[list[Any], DeltaChannel(_messages_delta_reducer)]  # type: ignore[misc]
+
+    return agent_graph(model, tools, state_schema=State, **kwargs)
+
+
+def deep_agent(model: Any, tools: Sequence[Any], **kwargs: Any) -> Any:
+    from deepagents import create_deep_agent
+
+    return create_deep_agent(model=model, tools=tools, **kwargs)
 
 
 def refuse_open_calls(messages: Sequence[Any]) -> None:
@@ -96,7 +112,7 @@ def history_again(authz: Any, graph: Any, how: str) -> Any:
     return run_as(authz, graph, {"messages": [*before, HumanMessage("Leave it")]}, THREAD, how=how)
 
 
-makers = params(hand_written, agent_graph, ids=["hand_written", "create_agent"])
+makers = params(hand_written, agent_graph, delta_graph, ids=["hand_written", "create_agent", "DeltaChannel"])
 ways = params(list(WAYS.values()), ids=list(WAYS))
 hows = params("sync", "async")
 
@@ -190,6 +206,7 @@ def test_a_client_may_remove_the_call(makers: Any) -> None:
     assert [m.type for m in messages] == ["human", "human", "ai"]
 
 
+@pytest.mark.parametrize("makers", [hand_written, agent_graph, delta_graph, deep_agent])
 def test_a_call_that_was_done_is_answered_with_its_result(makers: Any, hows: str) -> None:
     """The step never ended, so LangGraph drops the first result, which the ledger has."""
     @tool
