@@ -44,11 +44,12 @@ ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-id
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
 _OF_USER: Final = frozenset(("openid", "profile", "email", "address", "phone"))  # claims, not rights: OIDC Core §5.4
-# RFC 6749 §5.2, RFC 8693 §2.2.2, OpenID Connect Core §3.1.2.6; another text could be a secret
+# RFC 6749 §5.2, 8693 §2.2.2, 9396 §5, 9449 §5, 9470 §3, OpenID Connect Core §3.1.2.6; another text could be a secret
 _ERRORS: Final = frozenset((
     "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope",
     "invalid_target", "access_denied", "server_error", "temporarily_unavailable", "interaction_required",
-    "login_required", "consent_required", "invalid_dpop_proof", "use_dpop_nonce",
+    "login_required", "consent_required", "invalid_dpop_proof", "use_dpop_nonce", "invalid_authorization_details",
+    "insufficient_user_authentication",
 ))  # fmt: skip
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 

@@ -385,6 +385,8 @@ async def test_what_a_tool_exchanges_by_itself_is_searched_for_too(road: str) ->
 @pytest.mark.parametrize(("answer", "code"), [
     (httpx.Response(400, json={"error": "invalid_target"}), "exchange_refused: invalid_target"),
     (httpx.Response(401, json={"error": "invalid_client"}), "exchange_refused: invalid_client"),
+    (httpx.Response(400, json={"error": "invalid_authorization_details"}), "exchange_refused: invalid_authorization_details"),
+    (httpx.Response(400, json={"error": "insufficient_user_authentication"}), "exchange_refused: insufficient_user_authentication"),
     (httpx.Response(400, json={"error": "<script>\x1b[31m"}), "exchange_refused: no known error code"),
     (httpx.Response(400, json={"error": "my_password_is_hunter"}), "exchange_refused: no known error code"),
     (httpx.Response(400, json={}), "exchange_refused: no known error code"),
