@@ -39,7 +39,8 @@ _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "amb
 DeviationCode = Literal[_OfValue, "condition", "spent", "after", "part", "confirm", "limit", "suspended"]
 # Why a step was denied without a decision of the policy; the names are those of AuthZEN COAZ.
 Failure = Literal["mapping", "pdp", "enforcement"]
-_TYPED: Final = ("user:", "agent:", "service:", "anonymous:")
+SUBJECT_TYPES: Final = ("user", "agent", "service", "anonymous")
+_TYPED: Final = tuple(f"{kind}:" for kind in SUBJECT_TYPES)
 
 
 class Model(BaseModel):

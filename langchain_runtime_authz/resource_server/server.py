@@ -14,15 +14,17 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException, WebSocketException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.credential.authorization_details import ORDERED, check_call
 from langchain_runtime_authz.credential.signer import ALGORITHMS
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
+from langchain_runtime_authz.evaluation import SUBJECT_TYPES
 from langchain_runtime_authz.identity.oidc import Caller, OidcVerifier
 from langchain_runtime_authz.resource_server.asgi import send_json
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
@@ -41,6 +43,7 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     BAD_REQUEST: (400, BAD_REQUEST),
     NO_SESSION: (404, None),
     Code.CREDENTIAL_MISSING: (401, None),
+    Code.CREDENTIAL_SUBJECT: (403, "insufficient_scope"),
     Code.CREDENTIAL_TOOL: (403, "insufficient_scope"),
     Code.CREDENTIAL_CALL: (403, "insufficient_scope"),
     Code.IDENTITY_UNAVAILABLE: (503, None),
@@ -54,8 +57,8 @@ _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
 }
 
 Arguments = Mapping[str, Any]
-Demanded = Callable[[Request], Arguments | Awaitable[Arguments]]
-"""Reads the arguments that a service is about to act on from its request."""
+Demanded = Callable[[Any], Arguments | Awaitable[Arguments]]
+"""Reads the arguments that a service is about to act on from its `Request` or `WebSocket`."""
 
 
 class Refusal(NamedTuple):
@@ -114,16 +117,17 @@ class BearerServer(Generic[T_co]):
         try:
             caller = await self.of(connection)
         except AuthzError as exc:
-            if connection.scope["type"] == "websocket":
-                raise WebSocketException(POLICY_VIOLATION, exc.code) from None
-            raise self._http(exc) from None
+            raise self._answer(exc, connection.scope["type"]) from None
         if (nonce := self.nonce()) is not None:
             response.headers["DPoP-Nonce"] = nonce
         return caller
 
-    def _http(self, error: AuthzError) -> HTTPException:
-        refused = self.refusal(error.code)
+    def _answer(self, error: AuthzError, kind: str = "http") -> HTTPException | WebSocketException:
+        """Return the exception that refuses a connection of this `kind` (ASGI's `type`)."""
         _log.info("refused: %s", error.code)
+        if kind == "websocket":
+            return WebSocketException(POLICY_VIOLATION, error.code)
+        refused = self.refusal(error.code)
         # FastAPI's own handler takes a mapping: the challenges go into one header (RFC 9110 §11.6.1).
         headers: dict[str, str] = {}
         for name, value in refused.headers:
@@ -152,7 +156,7 @@ class ResourceServer(BearerServer[Credential]):
         audience: this service's name, exactly as the profiles of the calling tools give it (`ToolProfile.audience`).
         tenant: the tenant whose data this service holds. Use `None` if the service holds several tenants' data and
             checks `credential.tenant` itself.
-        subject_types: types of the subjects that the service serves, like `user` and `service`.
+        subject_types: types of the subjects that the service serves: `user`, `agent`, `service`, `anonymous`.
         status: tells if a token is still live: `LedgerStatus`, `Introspection`, `Offline`.
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
@@ -176,6 +180,8 @@ class ResourceServer(BearerServer[Credential]):
             raise ConfigError(msg)
         if require_proof and proofs is None:
             raise ConfigError("`require_proof` needs `proofs`")
+        if not subject_types or isinstance(subject_types, str) or not set(subject_types).issubset(SUBJECT_TYPES):
+            raise wrong("subject_types", "a list of `user`, `agent`, `service` or `anonymous`", subject_types)
         super().__init__(metadata)
         self.audience = audience
         self._verifier, self._tenant, self._status = verifier, tenant, status
@@ -192,25 +198,28 @@ class ResourceServer(BearerServer[Credential]):
 
     def for_call(
         self, tool: str, args: Demanded, *, step: str | None = None, accept: Collection[str] | None = ORDERED
-    ) -> Callable[[Request, Response], Awaitable[Credential]]:
+    ) -> Callable[[HTTPConnection, Response], Awaitable[Credential]]:
         """Return a dependency for one call: `Depends(server.for_call("pay", read_args))`.
 
-        `args` receives the request and returns the arguments that the service will use, by their names in the tool's
-        profile. If `args` raises, the request is refused as invalid. `step`: the mandate's step that must cover it.
-        `accept`: standings to accept, and `approved` for approved calls; `None` accepts every standing.
+        `args` receives the request, or the WebSocket, and returns the arguments that the service will use, by their
+        names in the tool's profile. If `args` raises, the request is refused as invalid. `step`: the mandate's step
+        that must cover it. `accept`: standings to accept, and `approved` for approved calls; `None` accepts every one.
         """
         narrowed = self.for_tools(tool)
 
-        async def dependency(request: Request, response: Response) -> Credential:
-            credential = await narrowed(request, response)
+        async def dependency(connection: HTTPConnection, response: Response) -> Credential:
+            credential = await narrowed(connection, response)
             try:
-                found = args(request)
+                found = args(connection)
                 demanded = await found if inspect.isawaitable(found) else found
-            except HTTPException:
+            except (HTTPException, WebSocketException):
                 raise
             except Exception as exc:  # noqa: BLE001  (the request does not have what the service looks for)
-                raise self._http(CredentialError(BAD_REQUEST, type(exc).__name__)) from None
-            self.check_call(credential, tool=tool, args=demanded, step=step, accept=accept)
+                raise self._answer(CredentialError(BAD_REQUEST, type(exc).__name__), connection.scope["type"]) from None
+            try:
+                check_call(credential, tool=tool, args=demanded, step=step, accept=accept)
+            except CredentialError as exc:
+                raise self._answer(exc, connection.scope["type"]) from None
             return credential
 
         return dependency
@@ -220,7 +229,7 @@ class ResourceServer(BearerServer[Credential]):
         try:
             check_call(credential, **call)
         except CredentialError as exc:
-            raise self._http(exc) from None
+            raise self._answer(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
         """Return the verified credential of a tool call. Header names are lower-case.

@@ -17,13 +17,12 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from langchain_runtime_authz._flow import in_thread
-from langchain_runtime_authz.evaluation import Decision, Subject
+from langchain_runtime_authz.evaluation import SUBJECT_TYPES, Decision, Subject
 from langchain_runtime_authz.telemetry import semconv as n
 
 _ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # tenants by ledger
 
 WAIT: Final = 1.0  # seconds that a collection waits for all ledgers
-SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # other types are counted as `other`
 REST: Final = 30.0  # seconds without a query to a ledger that did not answer
 _resting: Final[dict[tuple[int, str], float]] = {}
 

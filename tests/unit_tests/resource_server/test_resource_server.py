@@ -141,9 +141,9 @@ def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, er
 @pytest.mark.parametrize(("options", "changes", "status", "code"), [
     ({"audience": "https://mail.example"}, {}, 401, "audience"),
     ({"tenant": "umbrella"}, {}, 401, "credential_tenant"),
-    ({}, {"subject": Subject(type="service", id="alice")}, 401, "credential_subject"),
-    ({}, {"subject": Subject(type="anonymous", id="anonymous")}, 401, "credential_subject"),
-    ({"subject_types": ()}, {}, 401, "credential_subject"),
+    ({}, {"subject": Subject(type="service", id="alice")}, 403, "credential_subject"),
+    ({}, {"subject": Subject(type="anonymous", id="anonymous")}, 403, "credential_subject"),
+    ({"subject_types": ["service"]}, {}, 403, "credential_subject"),
     ({"status": Says("stale")}, {}, 401, "credential_revoked"),
     ({"status": Says(OSError())}, {}, 503, "status_unavailable"),
     ({"status": Says(None)}, {}, 401, "credential_revoked"),
@@ -168,7 +168,7 @@ def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code
 
 
 def test_a_service_may_serve_other_subjects_too() -> None:
-    for kind, status in (("user", 200), ("service", 200), ("agent", 401)):
+    for kind, status in (("user", 200), ("service", 200), ("agent", 403)):
         headers = {"Authorization": f"Bearer {token(subject=Subject(type=kind, id='alice'))}"}
         assert asked(app_of(server(subject_types=("user", "service"))), headers).status_code == status
 
@@ -314,6 +314,12 @@ def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
     """No service without a name, and none that forgot to say whom it asks."""
     with pytest.raises(ConfigError):
         server(**options)
+
+
+@pytest.mark.parametrize("given", ["user", (), None, ["users"], ["user", ""]], ids=str)
+def test_subject_types_are_a_list_of_known_types(given: Any) -> None:
+    with pytest.raises(ConfigError, match="`subject_types` must be a list of `user`, `agent`, `service` or `anonymous`"):
+        server(subject_types=given)
 
 
 # --- tokens of one call ---------------------------------------------------------------------------------
@@ -462,6 +468,32 @@ def test_a_request_without_the_arguments_is_invalid() -> None:
     assert asked(app, headers, "/query").status_code == 422 and reached == []
     assert asked(app, headers, "/query?amount=98.70").status_code == 200
     assert asked(app, headers, "/query?amount=98.71").status_code == 403
+
+
+@pytest.mark.parametrize(("query", "details", "reason"), [
+    ("?amount=98.7", True, None), ("?amount=1", True, "credential_call"), ("", True, "invalid_request"),
+    ("?amount=98.7", False, "credential_call"), ("?amount=98.7", None, "credential_missing"),
+], ids=str)  # fmt: skip
+def test_a_web_socket_may_demand_its_call(query: str, details: bool | None, reason: str | None) -> None:
+    from starlette.websockets import WebSocketDisconnect
+
+    app = FastAPI()
+
+    def amount(socket: WebSocket) -> dict[str, Any]:
+        return {"amount": socket.query_params["amount"]}
+
+    @app.websocket("/ws")
+    async def ws(socket: WebSocket, credential: Credential = Depends(server().for_call("send_money", amount))) -> None:
+        await socket.accept()
+        await socket.send_text(credential.subject)
+        await socket.close()
+
+    given = token(details=call_details()) if details else token()
+    headers = {} if details is None else {"Authorization": f"Bearer {given}"}
+    refused = nullcontext() if reason is None else pytest.raises(WebSocketDisconnect)
+    with TestClient(app) as client, refused as closed, client.websocket_connect(f"/ws{query}", headers=headers) as socket:
+        assert socket.receive_text() == "alice"
+    assert closed is None or (closed.value.code, closed.value.reason) == (1008, reason)
 
 
 def mcp_of(reached: list[Any], **options: Any) -> ProtectedMcp:
