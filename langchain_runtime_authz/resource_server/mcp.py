@@ -6,6 +6,7 @@ import json
 import re
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from http import HTTPStatus
 from typing import Any, Final, Literal
 
 from starlette.requests import HTTPConnection
@@ -29,7 +30,7 @@ from langchain_runtime_authz.resource_server.server import (
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
 MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
-MAX_SESSIONS: Final = 10_000  # whose owner is remembered, as many as the SDKs keep open
+MAX_SESSIONS: Final = 10_000  # with an owner, and as many without; the SDKs keep as many open
 _SESSION: Final = b"mcp-session-id"
 _STANDING: Final = "_GET_stream"  # the SDKs' name of the session's stream that a GET opens
 _BOM: Final = b"\xef\xbb\xbf"
@@ -72,9 +73,8 @@ class ProtectedMcp(ProtectedApp):
         self._prefix, self._accept = prefix, accept
         self._busy: set[int] = set()
         self._left: deque[int] = deque(maxlen=MAX_LEFT)
-        self._owners: OrderedDict[bytes, tuple[str, str, str] | None] = (
-            OrderedDict()
-        )  # by session; `None` before a token
+        self._owners: OrderedDict[bytes, tuple[str, str, str]] = OrderedDict()  # by session, the longest unused first
+        self._new: OrderedDict[bytes, None] = OrderedDict()  # sessions before their first token
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def bad() -> None:
@@ -122,6 +122,10 @@ class ProtectedMcp(ProtectedApp):
             await self._admit(scope, again, self._listed(scope, send), self._server.of)
             return
         if isinstance(method, str) and method in OPEN and not (method == "initialize" and _sessions(scope)):
+            for session in _sessions(scope):
+                for kept in (self._owners, self._new):
+                    if session in kept:
+                        kept.move_to_end(session)
             await self._app(scope, again, self._with_nonce(send))
             return
         if method != "tools/call":
@@ -148,9 +152,7 @@ class ProtectedMcp(ProtectedApp):
 
         async def sending(message: Message) -> None:
             for session in _sessions(message):
-                self._owners[session] = None
-                if len(self._owners) > MAX_SESSIONS:  # the forgotten one is answered as unknown
-                    self._owners.popitem(last=False)
+                _keep(self._new, session, None)
             await send(message)
 
         return sending
@@ -158,17 +160,30 @@ class ProtectedMcp(ProtectedApp):
     async def _admit(
         self, scope: Scope, receive: Receive, send: Send, of: Callable[[HTTPConnection], Awaitable[Any]]
     ) -> None:
+        admitted = False
+
         async def owning(connection: HTTPConnection) -> claim.Credential:
+            nonlocal admitted
             credential: claim.Credential = await of(connection)
             for session in _sessions(scope):
                 owner = (credential.issuer, credential.tenant, credential.principal)
-                if session not in self._owners or (self._owners[session] or owner) != owner:
+                if self._owners.get(session, owner if session in self._new else None) != owner:
                     raise CredentialError(NO_SESSION)
-                self._owners[session] = owner
-                self._owners.move_to_end(session)
+                self._new.pop(session, None)
+                _keep(self._owners, session, owner)
+            admitted = True
             return credential
 
-        await super()._admit(scope, receive, send, owning)
+        async def sending(message: Message) -> None:
+            # Only an owner's request ends its session: not a refusal, and not a request without a token.
+            if admitted and message["type"] == "http.response.start":
+                status, deletes = message["status"], scope["method"] == "DELETE"
+                if status == HTTPStatus.NOT_FOUND or (deletes and status < HTTPStatus.MULTIPLE_CHOICES):
+                    for session in _sessions(scope):
+                        self._owners.pop(session, None)
+            await send(message)
+
+        await super()._admit(scope, receive, sending, owning)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that lists only tools that the caller may see, or refuses."""
@@ -247,6 +262,13 @@ class ProtectedMcp(ProtectedApp):
 def _sessions(headed: Scope | Message) -> list[bytes]:
     """Return the session ids in the headers of a request or answer."""
     return [value for name, value in headed.get("headers", ()) if name.lower() == _SESSION]
+
+
+def _keep(kept: OrderedDict[bytes, Any], session: bytes, value: object) -> None:
+    kept[session] = value
+    kept.move_to_end(session)
+    if len(kept) > MAX_SESSIONS:  # the forgotten one is answered as unknown
+        kept.popitem(last=False)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -737,8 +737,69 @@ def test_a_session_that_was_forgotten_is_unknown(monkeypatch: pytest.MonkeyPatch
     for session in ("s", "t"):
         asked(app, {}, "/mcp", json={"id": 1, "method": "initialize", "params": {"opens": session}})
     assert used("s") == 200
-    asked(app, {}, "/mcp", json={"id": 1, "method": "initialize", "params": {"opens": "u"}})
+    for session in ("u", "v"):
+        asked(app, {}, "/mcp", json={"id": 1, "method": "initialize", "params": {"opens": session}})
     assert [used(session) for session in ("s", "t", "u")] == [200, 404, 200]
+    # A request without a token counts as use too. The owned session that was unused longest goes.
+    assert asked(app, {"Mcp-Session-Id": "s"}, "/mcp", json={"id": 1, "method": "ping"}).status_code == 200
+    assert [used(session) for session in ("v", "s", "u")] == [200, 200, 404]
+
+
+@pytest.mark.parametrize(("who", "method", "status", "after"), [
+    ("alice", "DELETE", 200, 404), ("alice", "DELETE", 204, 404), ("alice", "DELETE", 405, 200), ("alice", "GET", 404, 404),
+    ("alice", "GET", 200, 200), ("mallory", "DELETE", 200, 200), ("mallory", "GET", 404, 200), ("nobody", "DELETE", 200, 200),
+    ("nobody", "ping", 404, 200),
+], ids=str)  # fmt: skip
+def test_a_session_that_its_owner_ended_is_forgotten(who: str, method: str, status: int, after: int) -> None:
+    """Others' requests are refused, and a request without a token ends nothing: its 404 may be of another path."""
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        answer = int(dict(scope["headers"]).get(b"x-status", b"200"))
+        await send({"type": "http.response.start", "status": answer, "headers": [(b"mcp-session-id", b"s")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app = ProtectedMcp(inner, server())
+
+    async def said(name: str, method: str, status: int = 200) -> int:
+        bearer = {"Authorization": f"Bearer {token(subject=Subject(type='user', id=name))}"} if name != "nobody" else {}
+        message = {} if method in ("GET", "DELETE") else {"json": {"id": 1, "method": method}}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+            headers = {**bearer, "Mcp-Session-Id": "s", "X-Status": str(status)}
+            return (await client.request("POST" if message else method, "/mcp", headers=headers, **message)).status_code
+
+    assert asked(app, {}, "/mcp", json={"id": 1, "method": "initialize"}).status_code == 200
+    assert asyncio.run(said("alice", "resources/read")) == 200
+    asyncio.run(said(who, method, status))
+    assert asyncio.run(said("alice", "resources/read")) == after
+
+
+def test_closed_sessions_push_out_no_open_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("langchain_runtime_authz.resource_server.mcp.MAX_SESSIONS", 2)
+    opened: list[str] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if b"mcp-session-id" not in dict(scope["headers"]):
+            opened.append(f"s{len(opened)}")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"mcp-session-id", opened[-1].encode())]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    app = ProtectedMcp(inner, server())
+
+    async def said(method: str, session: str) -> int:
+        headers = {"Authorization": f"Bearer {token()}", "Mcp-Session-Id": session}
+        message = {"json": {"id": 1, "method": "resources/read"}} if method == "POST" else {}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK) as client:
+            return (await client.request(method, "/mcp", headers=headers, **message)).status_code
+
+    for _ in range(5):
+        asked(app, {}, "/mcp", json={"id": 1, "method": "initialize"})
+        statuses = [asyncio.run(said("POST", opened[-1]))]
+        if len(opened) > 1:
+            statuses.append(asyncio.run(said("DELETE", opened[-1])))
+        assert set(statuses) == {200}
+    assert asyncio.run(said("POST", "s0")) == 200
 
 
 # --- introspection -------------------------------------------------------------------------------------
