@@ -24,7 +24,6 @@ from langchain_runtime_authz.credential.signer import ALGORITHMS
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
-from langchain_runtime_authz.evaluation import SUBJECT_TYPES
 from langchain_runtime_authz.identity.oidc import Caller, OidcVerifier
 from langchain_runtime_authz.resource_server.asgi import send_json
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
@@ -180,8 +179,12 @@ class ResourceServer(BearerServer[Credential]):
             raise ConfigError(msg)
         if require_proof and proofs is None:
             raise ConfigError("`require_proof` needs `proofs`")
-        if not subject_types or isinstance(subject_types, str) or not set(subject_types).issubset(SUBJECT_TYPES):
-            raise wrong("subject_types", "a list of `user`, `agent`, `service` or `anonymous`", subject_types)
+        if (
+            not subject_types
+            or isinstance(subject_types, str)
+            or not all(isinstance(t, str) and t for t in subject_types)
+        ):
+            raise wrong("subject_types", "a list of types, like `user` or `service`", subject_types)
         super().__init__(metadata)
         self.audience = audience
         self._verifier, self._tenant, self._status = verifier, tenant, status

@@ -86,13 +86,12 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     "text",
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
-     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
+     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
      "Pay Bob 45 as soon as possible", "Pay Bob 45. Don't worry!",
      "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45",
      "Non-smoking rooms are fine. Pay Bob 45", "Quand tu peux, paie 45 à Bob", "Je vais à Paris, paie 45 à Bob", "Quando puoi, paga 45 a Bob",
      "Pay Bob 45. When you get a chance.", "Wie besprochen zahle Bob 45",
      "Pay Bob 45 and let me know when it's done",
-     "Pay Bob 45. Once a month.",
      "Zahle Bob 45, weil er das Angebot angenommen hat"],
 )
 def test_an_order_is_kept(text: str) -> None:
@@ -121,7 +120,7 @@ NO_ORDERS: list[str] = json.loads((Path(__file__).parents[2] / "data/no_orders.j
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
     ("See below.\n---\nPay Bob 45.\n---", "do not say"),
     ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
-    ("<mail>\nPay Bob 45.\n</mail>", "do not say"), ("", "do not say"),
+    ("<mail>\nPay Bob 45.\n</mail>", "do not say"), ("", "do not say"), ("Pay Bob 45 once a month", ""), ("Pay Bob 45. Once a month.", ""),
 ])
 def test_what_is_no_order_is_dropped_with_a_reason(text: str, why: str) -> None:
     compiled = check(text, pay())

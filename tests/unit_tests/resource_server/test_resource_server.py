@@ -316,9 +316,9 @@ def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
         server(**options)
 
 
-@pytest.mark.parametrize("given", ["user", (), None, ["users"], ["user", ""]], ids=str)
-def test_subject_types_are_a_list_of_known_types(given: Any) -> None:
-    with pytest.raises(ConfigError, match="`subject_types` must be a list of `user`, `agent`, `service` or `anonymous`"):
+@pytest.mark.parametrize("given", ["user", (), None, [1], ["user", ""]], ids=str)
+def test_subject_types_are_a_list_of_texts(given: Any) -> None:
+    with pytest.raises(ConfigError, match="`subject_types` must be a list of types, like `user` or `service`"):
         server(subject_types=given)
 
 
