@@ -29,6 +29,7 @@ class CheckpointHead(NamedTuple):
     id: str
     source: str = ""
     newest: str = ""  # the id of the thread's newest checkpoint, if the loaded one is older
+    waits: bool = False  # nodes wait to run, as at a breakpoint
 
 
 class ChildStates(NamedTuple):

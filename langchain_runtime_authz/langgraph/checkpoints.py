@@ -98,7 +98,8 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
     last: CheckpointTuple | None = (yield _get(frames, newest)) if named else found
     ident = found.checkpoint["id"]
     ahead = last.checkpoint["id"] if last is not None else ident
-    return CheckpointHead(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "")
+    waits = private.has_waiting_nodes(found.checkpoint["channel_values"])
+    return CheckpointHead(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "", waits)
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:

@@ -301,7 +301,8 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         if not in_child:
             entry.run.keyed_thread = private.thread_of(self.config)
         again = given is None and not older and bool((self.config.get("configurable") or {}).get("checkpoint_id"))
-        if self.saver is not None and place is not None and (resumes or again or entry.pending or entry.stopped):
+        left = entry.stopped or (self.head is not None and self.head.waits)  # an earlier run left calls open, perhaps
+        if self.saver is not None and place is not None and (resumes or again or entry.pending or left):
             # Read the newest checkpoint without its id: only then does LangGraph leave out answered questions.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
@@ -310,8 +311,8 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             given = yield from inputs.record_resume(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry) != state.interrupts:
             given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
-        found = None
-        if state is not None and entry.stopped:
+        found, given = None, private.state_update(self.graph, given) if entry.pending or left else given
+        if state is not None and left:
             found = yield from answer_void_calls(entry.run, self.graph, self.config, state, given)
         hidden = isinstance(given, dict) and private.hides_messages(self.graph)
         told = {} if hidden else given

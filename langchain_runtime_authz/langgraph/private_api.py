@@ -30,6 +30,7 @@ from langchain_core.utils.pydantic import get_fields, is_basemodel_subclass
 from langgraph._internal import _constants as keys
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
+from langgraph._internal._fields import get_update_as_tuples
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -37,6 +38,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import START
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.graph.message import add_messages
+from langgraph.graph.state import _CHANNEL_BRANCH_TO
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop
 from langgraph.pregel._messages import StreamMessagesHandler
@@ -88,6 +90,19 @@ def appending_reducer(channel: object) -> Callable[[Any, Any], Any] | None:
     if getattr(batched, "__name__", "") == "_messages_delta_reducer":  # LangGraph's, and deepagents' own
         return lambda before, new: batched(before, [new])
     return None
+
+
+def has_waiting_nodes(values: Mapping[str, Any]) -> bool:
+    """Return True if a checkpoint's channel values trigger a node or hold a `Send`."""
+    return bool(values.get(keys.TASKS)) or any(name.startswith(_CHANNEL_BRANCH_TO.format("")) for name in values)
+
+
+def state_update(graph: Any, given: Any) -> Any:
+    """Return the update that a root input means, if it is a state object."""
+    builder = getattr(graph, "builder", None)
+    if builder is None or isinstance(given, dict) or type(given) not in builder.schemas:
+        return given
+    return dict(get_update_as_tuples(given, [*builder.schemas[builder.input_schema]]))
 
 
 def hides_messages(graph: Any) -> bool:

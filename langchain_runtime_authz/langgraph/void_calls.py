@@ -1,4 +1,4 @@
-"""Answer calls that waited for an approver when the task changed.
+"""Answer calls that had not run to their end when the task changed.
 
 No node answers such a call if the thread goes on elsewhere than at the waiting task. But providers refuse a history in
 which a tool call has no tool message, or in which another message comes before it. So the root entry answers it.
@@ -65,7 +65,8 @@ def answer_void_calls(run: Run, graph: Any, config: Any, state: StateSnapshot, g
     message, at, gone = before[place], place + 1, removed_message_ids(given)
     while at < len(before) and isinstance(before[at], ToolMessage):
         at += 1
-    if given is None and (at == len(before) or state.interrupts):
+    waiting = any(isinstance(graph.nodes[name].bound, private.ToolNode) for name in state.next if name in graph.nodes)
+    if given is None and (at == len(before) or state.interrupts or waiting):
         return None  # the thread continues at the task that waits
     sent = [messages.as_message(m) for m in messages.messages_in(given)]
     told = {m.tool_call_id for m in (*before[place:], *sent) if isinstance(m, ToolMessage)}

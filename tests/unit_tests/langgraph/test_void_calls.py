@@ -174,6 +174,62 @@ def test_an_answer_is_not_given_and_the_call_run_too(hows: str) -> None:
     assert [m.type for m in messages].count("tool") == 1
 
 
+def test_a_call_behind_a_breakpoint_is_answered(makers: Any, hows: str) -> None:
+    ran: list[Any] = []
+    graph = makers(strict([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver(), interrupt_before=["tools"])
+    authz, graph = protecting(graph, StaticPDP(True))
+    run_as(authz, graph, human("Handle it"), THREAD, how=hows)
+    assert graph.get_state(THREAD).next == ("tools",)
+    messages = run_as(authz, graph, human("Leave it"), THREAD, how=hows)["messages"]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "human", "ai"] and ran == []
+
+
+def test_the_calls_of_a_run_that_never_ended_are_answered(makers: Any) -> None:
+    """The process died, so the run left no mark."""
+    saver, ledger, ran = InMemorySaver(), MemoryLedger(), list[Any]()
+    authz, graph = protecting(
+        makers(strict([PAY]), [pay_tool(ran)], checkpointer=saver), StaticPDP(True), ledger=ledger
+    )
+    with authz.run(subject="alice"):
+        alive = graph.stream(human("Handle it"), THREAD, stream_mode="updates")
+        next(alive)
+    authz, graph = protecting(makers(strict(), [pay_tool(ran)], checkpointer=saver), StaticPDP(True), ledger=ledger)
+    messages = run_as(authz, graph, human("Leave it"), THREAD)["messages"]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "human", "ai"] and ran == []
+    alive.close()
+
+
+def test_a_state_object_is_answered_as_a_dict_is(hows: str) -> None:
+    class State(BaseModel):
+        messages: Annotated[list[Any], add_messages] = []
+
+    ran: list[Any] = []
+    model = strict([PAY])
+    builder = StateGraph(State)
+    builder.add_node("agent", lambda state: {"messages": [model.invoke(state.messages)]})
+    builder.add_node("tools", ToolNode([pay_tool(ran)]))
+    builder.add_edge(START, "agent")
+    builder.add_conditional_edges("agent", lambda s: "tools" if s.messages[-1].tool_calls else END, ["tools", END])
+    builder.add_edge("tools", "agent")
+    authz, graph = protecting(builder.compile(checkpointer=InMemorySaver(), name="hand"), StaticPDP(asking))
+    assert run_as(authz, graph, State(messages=[HumanMessage("Handle it")]), THREAD, how=hows)["__interrupt__"]
+    authz.correct("t", "Wait", graph=graph)
+    messages = run_as(authz, graph, State(messages=[HumanMessage("Leave it")]), THREAD, how=hows)["messages"]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "human", "human", "ai"] and ran == []
+
+
+@pytest.mark.parametrize("makers", [agent_graph, delta_graph])
+def test_a_waiting_tool_node_answers_after_an_update_for_the_model(makers: Any) -> None:
+    authz, graph, ran = paused(makers, "sync")
+    with authz.run(subject="alice"):
+        graph.update_state(THREAD, human("Leave it"), as_node="model")
+    assert graph.get_state(THREAD).next == ("tools",)
+    with pytest.raises(AssertionError):  # the user's message stands before the answer, as LangGraph leaves it
+        run_as(authz, graph, None, THREAD)
+    messages = graph.get_state(THREAD).values["messages"]
+    assert [m.type for m in messages] == ["human", "ai", "human", "tool"] and ran == []
+
+
 def test_a_waiting_node_answers_by_itself(makers: Any, hows: str) -> None:
     authz, graph, ran = paused(makers, hows)
     authz.correct("t", "Leave it", graph=graph)
