@@ -184,6 +184,16 @@ def test_a_call_behind_a_breakpoint_is_answered(makers: Any, hows: str) -> None:
     assert [m.type for m in messages] == ["human", "ai", "tool", "human", "ai"] and ran == []
 
 
+def test_a_fork_at_an_open_call_answers_with_its_result(makers: Any, hows: str) -> None:
+    ran: list[Any] = []
+    authz, graph = protecting(makers(strict([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()), StaticPDP(True))
+    run_as(authz, graph, human("Handle it"), THREAD, how=hows)
+    (place,) = [state.config for state in graph.get_state_history(THREAD) if "tools" in state.next]
+    messages = run_as(authz, graph, human("Thanks"), place, how=hows)["messages"]
+    assert answer_to(messages, "call-pay").content == "paid" and ran == [PAID]
+    assert [m.type for m in messages] == ["human", "ai", "tool", "human", "ai"]
+
+
 def test_the_calls_of_a_run_that_never_ended_are_answered(makers: Any) -> None:
     """The process died, so the run left no mark."""
     saver, ledger, ran = InMemorySaver(), MemoryLedger(), list[Any]()
