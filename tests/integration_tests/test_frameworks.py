@@ -10,6 +10,7 @@ from langchain_core.tools import tool
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.cli.graph_target import tools_of
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.unit_tests.langgraph.test_void_calls import done_and_answered
 
 ran: list[tuple[str, float]] = []
 
@@ -184,3 +185,11 @@ def test_deepagents_marks_its_notices_as_we_know_them():
     update = {"task_id": "t", "agent_name": "far", "status": "success", "result": [{"type": "text", "text": "x"}]}
     (notice,) = convert_to_messages([_notification_message(update)])
     assert isinstance(notice, HumanMessage) and not is_human(notice)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_call_of_a_deep_agent_that_was_done_is_answered_with_its_result(how):
+    """Its own patch of open calls would tell the model that the payment did not complete."""
+    from deepagents import create_deep_agent
+
+    done_and_answered(lambda model, tools, **kwargs: create_deep_agent(model=model, tools=tools, **kwargs), how)
