@@ -24,7 +24,7 @@ from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, InDoubtCall, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.calls_in_doubt import record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction
-from langchain_runtime_authz.pep.run import Engine, Flow, ListDoubts, Load, Perform, drive, new_id
+from langchain_runtime_authz.pep.run import Flow, ListDoubts, Load, PepParts, Perform, drive, new_id
 from langchain_runtime_authz.pep.thread_acts import (
     ListAsked,
     answer_outside_graph,
@@ -78,7 +78,7 @@ class Threads:
     run_opener: RunOpener
     approvers: Approvers
     audit: AuditSink
-    _engine: Engine
+    _pep: PepParts
     _names: set[str]
 
     def _correct(
@@ -116,7 +116,7 @@ class Threads:
         Raises:
             AuthzError: `approval_void`: no such question is open.
         """
-        return drive(self._engine, open_question(approval_id))
+        return drive(self._pep, open_question(approval_id))
 
     def _approve(self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None) -> Flow[int]:
         """Approve the call that `approval_id` asks about, outside the graph.
@@ -162,8 +162,8 @@ class Threads:
         Idempotent and failed calls are left out. At most `ledger.base.MAX_ASKED` are returned: resolve these to see
         older ones.
         """
-        yield from record_ends(self._engine)
-        found: Sequence[InDoubtCall] = yield ListDoubts(self._engine.tenant, None, scope)
+        yield from record_ends(self._pep)
+        found: Sequence[InDoubtCall] = yield ListDoubts(self._pep.tenant, None, scope)
         return [one for one in found if one.row.lost]
 
     unknown_calls, aunknown_calls = methods(_unknown_calls)
@@ -179,7 +179,7 @@ class Threads:
             LedgerError: `not_in_doubt`: the call has an outcome, or may still be running.
             ConfigError: `by` has not the form `type:id`, or the reason is empty or has control characters.
         """
-        found: Sequence[InDoubtCall] = yield ListDoubts(self._engine.tenant, key)
+        found: Sequence[InDoubtCall] = yield ListDoubts(self._pep.tenant, key)
         if not found:
             raise LedgerError(Code.NOT_IN_DOUBT, key)
         yield from resolve_doubt(found[0].scope, found[0], happened=happened, author=by, reason=reason)
@@ -241,7 +241,7 @@ class Threads:
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
         """Lift the revocation of a thread, or of an agent and those below it."""
-        return reinstate_agents(self._engine, self._scope(thread_id, graph), tuple(agent), by, reason)
+        return reinstate_agents(self._pep, self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = methods(_reinstate)
 

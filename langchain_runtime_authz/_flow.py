@@ -31,8 +31,8 @@ class Effect:
 
     `do` blocks, and `ado` returns an awaitable. An effect without `ado` never blocks for long, so `adrive` calls `do`.
 
-    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine, then the
-    arguments. Without `do`, the engine's `part` is called or, if given, its `method`. The async form of `load` is `aload`.
+    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the PEP's parts and
+    the arguments. Without `do`, a `part` is called or, if given, its `method`. The async form of `load` is `aload`.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -49,7 +49,7 @@ class Effect:
         self.method = attrgetter(part if method is None else f"{part}.{method.__name__}") if part else None
         if method is not None:
             amethod = attrgetter(f"{part}.a{method.__name__}")
-            self.ado = lambda engine, *arguments: amethod(engine)(*arguments)
+            self.ado = lambda pep, *arguments: amethod(pep)(*arguments)
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         return (self, *arguments)
@@ -66,14 +66,14 @@ def Perform(  # noqa: N802  (reads as an effect)
     return (_CALL, partial(call, *args, **options), partial(acall, *args, **options))
 
 
-def drive(engine: Any, flow: Flow[T]) -> T:
+def drive(pep: Any, flow: Flow[T]) -> T:
     """Run a flow to its end, with blocking effects, and return its value."""
     try:
         effect, *arguments = next(flow)
         while True:
             try:
                 method = effect.method
-                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
+                value = method(pep)(*arguments) if method is not None else effect.do(pep, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = flow.throw(exc)
             else:
@@ -82,24 +82,24 @@ def drive(engine: Any, flow: Flow[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
-async def adrive(engine: Any, flow: Flow[T]) -> T:
+async def adrive(pep: Any, flow: Flow[T]) -> T:
     """Run a flow to its end without blocking the event loop, and return its value."""
-    non_blocking, blocking = (engine.non_blocking, engine.blocking) if engine is not None else ((), ())
+    non_blocking, blocking = (pep.non_blocking, pep.blocking) if pep is not None else ((), ())
     try:
         effect, *arguments = next(flow)
         while True:
             try:
                 if effect in blocking:
-                    effect, *arguments = await _drive_in_thread(engine, flow, effect, arguments)
+                    effect, *arguments = await _drive_in_thread(pep, flow, effect, arguments)
                     if effect is None:
                         return arguments[0]  # type: ignore[no-any-return]
                     continue
                 if effect.ado is not None and effect not in non_blocking:
-                    value = await effect.ado(engine, *arguments)
+                    value = await effect.ado(pep, *arguments)
                 elif effect.method is not None:
-                    value = effect.method(engine)(*arguments)
+                    value = effect.method(pep)(*arguments)
                 else:
-                    value = effect.do(engine, *arguments)
+                    value = effect.do(pep, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = flow.throw(exc)
             else:
@@ -116,7 +116,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
+async def _drive_in_thread(pep: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
     """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 
     Return (effect, *arguments) of that next effect; (None, value) if the flow ended. All blocking effects in between
@@ -128,7 +128,7 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
     before, closed, ended, cut = copy_context(), list[bool](), asyncio.Event(), None
     context, loop = before.copy(), asyncio.get_running_loop()
     # Never cancel the job: if no thread has begun it, it would never run, even if it commits the end of a call.
-    job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, closed)
+    job = _threads().submit(context.run, _drive_blocking, pep, flow, effect, arguments, closed)
     # `asyncio.wrap_future` and `asyncio.wait` would call 40 functions more.
     job.add_done_callback(lambda _: None if loop.is_closed() else loop.call_soon_threadsafe(ended.set))
     try:
@@ -149,13 +149,13 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
 
 
 def _drive_blocking(
-    engine: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], closed: Sequence[bool]
+    pep: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], closed: Sequence[bool]
 ) -> Sequence[Any]:
     try:
-        while effect in engine.threaded and not closed:
+        while effect in pep.threaded and not closed:
             try:
                 method = effect.method
-                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
+                value = method(pep)(*arguments) if method is not None else effect.do(pep, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
                 effect, *arguments = flow.throw(exc)
             else:
@@ -166,7 +166,7 @@ def _drive_blocking(
 
 
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return a blocking and an async function that run a flow without an engine."""
+    """Return a blocking and an async function that run a flow without a PEP."""
 
     @wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -182,16 +182,16 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
 def methods(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a blocking and an async method that run a flow with `self._engine`."""
+    """Return a blocking and an async method that run a flow with `self._pep`."""
     owner, _, name = flow.__qualname__.rpartition("._")
 
     @wraps(flow)
     def run(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return drive(self._engine, flow(self, *args, **kwargs))
+        return drive(self._pep, flow(self, *args, **kwargs))
 
     @wraps(flow)
     async def arun(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await adrive(self._engine, flow(self, *args, **kwargs))
+        return await adrive(self._pep, flow(self, *args, **kwargs))
 
     run.__name__, arun.__name__ = name, f"a{name}"
     run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
@@ -222,21 +222,21 @@ def in_thread(function: Callable[[], T], name: str) -> Future[T]:
     return future
 
 
-def drive_apart(engine: Any, flow: Flow[Any]) -> None:
+def drive_apart(pep: Any, flow: Flow[Any]) -> None:
     """Drive in another thread the flow that ends a generator. Wait at most `PATIENCE`.
 
     A garbage collection may close the generator while the current thread holds a lock that the flow needs.
     """
     if sys.is_finalizing():
-        drive(engine, flow)
+        drive(pep, flow)
     else:
-        wait([in_thread(partial(drive, engine, flow), "runtime-authz-end")], PATIENCE)
+        wait([in_thread(partial(drive, pep, flow), "runtime-authz-end")], PATIENCE)
 
 
 class FlowContext(Generic[T]):
     """A sync and async context manager whose entry and exit are flows."""
 
-    engine: Any
+    pep: Any
     apart = False  # True if the end of a generator may leave the context
 
     def _enter(self) -> Flow[T]:
@@ -249,7 +249,7 @@ class FlowContext(Generic[T]):
     def __enter__(self) -> T:
         flow = self._enter()
         try:
-            return drive(self.engine, flow)
+            return drive(self.pep, flow)
         except BaseException as exc:
             self.__exit__(type(exc), exc, exc.__traceback__)
             raise
@@ -257,18 +257,18 @@ class FlowContext(Generic[T]):
     async def __aenter__(self) -> T:
         flow = self._enter()
         try:
-            return await adrive(self.engine, flow)
+            return await adrive(self.pep, flow)
         except BaseException as exc:
             await self.__aexit__(type(exc), exc, exc.__traceback__)
             raise
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         if (over := self._over(exc, cut=False)) is not None:
-            (drive_apart if self.apart and kind is GeneratorExit else drive)(self.engine, over)
+            (drive_apart if self.apart and kind is GeneratorExit else drive)(self.pep, over)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
-            await adrive(self.engine, over)
+            await adrive(self.pep, over)
 
 
 def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:

@@ -45,7 +45,7 @@ from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scopes
 from langchain_runtime_authz.pep.on_ask import OnAsk
-from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, new_id
+from langchain_runtime_authz.pep.run import Flow, LogNotifier, Notifier, PepParts, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import open_entry
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.pep.thread_acts import withdraw_key
@@ -187,7 +187,7 @@ class RuntimeAuthz(Threads):
         revised = self._revised
         counts = declared if profiles is not None or revised is None else None
         self.profiles = Profiles(counts, None if revised is None else lambda: revised.profiles)
-        self._engine = Engine(
+        self._pep = PepParts(
             ledger=self.ledger,
             evaluator=Evaluator(pdp),
             issuer=self.issuer,
@@ -211,7 +211,7 @@ class RuntimeAuthz(Threads):
             of_key = partial(key_scopes, tenant, issuer.issuer)
             parts.compare_withdrawn(self.ledger, self._ring, of_key, self._withdraw_key)
         self.run_opener = RunOpener(
-            self._engine,
+            self._pep,
             subject_from=subject_from,
             task_channels=sources.channels,
             task_memory=sources.memory,
@@ -220,7 +220,7 @@ class RuntimeAuthz(Threads):
         self._protection = Protection(self.run_opener, self.profiles)
         self._names: set[str] = set()
         self._checked: object = None  # the newest mandate that was given
-        self._health = HealthCheck(self._engine)
+        self._health = HealthCheck(self._pep)
         install_backstop()
 
     @classmethod
@@ -268,10 +268,10 @@ class RuntimeAuthz(Threads):
                 "`runtime-authz init module:graph` adds profiles, and `runtime-authz profile check` says which tools changed",
                 stacklevel=2,
             )
-        for name, meant in misspelt_agents(self._engine.agents, protected):
+        for name, meant in misspelt_agents(self._pep.agents, protected):
             warnings.warn(f"`agents[{name!r}]` limits no agent: is `{meant}` meant?", stacklevel=2)
         served = "langgraph_api" in sys.modules  # the Agent Server brings a checkpointer
-        if tools and not (protected.checkpointer or served or self._engine.on_ask):
+        if tools and not (protected.checkpointer or served or self._pep.on_ask):
             warnings.warn(
                 "the graph has no checkpointer, so nobody can be asked and a call that needs an approval is denied: "
                 "compile it with one, or give `RuntimeAuthz(on_ask=...)`",
@@ -308,7 +308,7 @@ class RuntimeAuthz(Threads):
                     warnings.warn(f"the mandate orders `{tool}`, which has no profile{hint}", stacklevel=2)
             self._checked = mandate
         return RunHandle(
-            self._engine,
+            self._pep,
             as_caller(subject),
             of_kind("task", task, str | None, "text"),
             parts.resolve_grant(grant, self._revised),
@@ -352,7 +352,7 @@ class RuntimeAuthz(Threads):
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.run_opener.scope(agent, thread or f"session:{new_id()}")
-        entry = yield from open_entry(self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings())
+        entry = yield from open_entry(self._pep, scope, handle.subject, handle.run_id, agent, **handle.brings())
         return Session(entry.run)
 
     session, asession = methods(_session)
@@ -368,10 +368,10 @@ class RuntimeAuthz(Threads):
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
     def _withdraw_key(self, kid: str) -> None:
-        drive(self._engine, withdraw_key(*key_scopes(self.tenant, self.issuer.issuer, kid)))
+        drive(self._pep, withdraw_key(*key_scopes(self.tenant, self.issuer.issuer, kid)))
 
     def _status(self, claims: Mapping[str, Any]) -> str:
-        if self._engine.killed:
+        if self._pep.killed:
             return "revoked"
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
@@ -399,7 +399,7 @@ class RuntimeAuthz(Threads):
         """
         from langchain_runtime_authz.audit.explanation import explain
 
-        if (found := self._engine.recent.find(decision_id) or newest_record(self.audit, decision_id)) is None:
+        if (found := self._pep.recent.find(decision_id) or newest_record(self.audit, decision_id)) is None:
             raise ConfigError(f"no decision {decision_id!r} is remembered; look for it in the audit log")
         return explain(found)
 

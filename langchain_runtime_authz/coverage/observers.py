@@ -72,9 +72,9 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
             finds mistakes, but does not stop an attacker.
     """
     _install()
-    engine = authz.run_opener.engine
-    object.__setattr__(engine, "observer", Observer(strict, shows=engine.audit.content))
-    _observers.add(engine.observer)
+    pep = authz.run_opener.pep
+    object.__setattr__(pep, "observer", Observer(strict, shows=pep.audit.content))
+    _observers.add(pep.observer)
 
 
 class Observer:
@@ -147,7 +147,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
     run, call = scope.run, scope.call if type(scope) is ToolExecution else None
     if run is None:  # a thread without a run: it is unknown which open run started it
         acting = [(o, o.newest, "thread", "(unattributed)") for o in list(_observers) if o.newest and not o.newest.over]
-    elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's loop
+    elif (own := run.pep.observer) is None or not (call or scope.task):  # the graph's loop
         return
     else:
         own.newest = run
@@ -236,7 +236,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     ignore_custom_event = True
 
     def __init__(self, authz: AuthzParts) -> None:
-        self._engine = authz.run_opener.engine
+        self._pep = authz.run_opener.pep
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
         if current_run() is not None:
@@ -263,7 +263,7 @@ class AuthzCallbackHandler(BaseCallbackHandler):
 
     def _observe(self, what: Literal["tool", "model", "graph", "chain"], name: str) -> None:
         record_observation(what, name)
-        self._engine.write(partial(observation_record, now=time.time(), what=what, name=name))
+        self._pep.write(partial(observation_record, now=time.time(), what=what, name=name))
 
 
 def _name(serialized: dict[str, Any] | None, kwargs: dict[str, Any]) -> str:

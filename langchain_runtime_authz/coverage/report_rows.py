@@ -63,15 +63,15 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
         functions={i: tool.name for tool in tools for i in _identities(object_graph.functions_of(tool))},
     )
     rows = [row for i, f in enumerate(found) for row in look.graph(f, root=i == 0)]
-    engine = protection.run_opener.engine
-    rows = _with_seen(rows, engine.tally.of(graph.get_name()))
-    pdp = engine.evaluator.pdp.name
+    pep = protection.run_opener.pep
+    rows = _with_seen(rows, pep.tally.of(graph.get_name()))
+    pdp = pep.evaluator.pdp.name
     if protection.run_opener.development:
         pdp += "; DEVELOPMENT: runs without a subject act as the user `developer`"
-    if engine.observer is not None:
-        rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
-    unknown = {*engine.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}
-    blind = what_is_unseen() if engine.observer is not None else ""
+    if pep.observer is not None:
+        rows = _with_observed(rows, (one for one in pep.observer.seen if one.graph == graph.get_name()))
+    unknown = {*pep.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}
+    blind = what_is_unseen() if pep.observer is not None else ""
     return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(sorted(unknown)))
 
 
@@ -218,7 +218,7 @@ class _Look:
         elif is_remote(value):
             name = str(getattr(value, "name", None) or type(value).__name__)
             entry = self.protection.run_opener
-            profile = entry.engine.child_profile(name)
+            profile = entry.pep.child_profile(name)
             sent = gates_remote(value) is entry and profile is not None and profile.url
             yield Part("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
 

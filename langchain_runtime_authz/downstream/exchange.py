@@ -279,8 +279,8 @@ class ExchangeAuth(TicketAuth):
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
-        run.engine.refuse_if_stopped(time.time())
-        ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run's present lease may be another
+        run.pep.refuse_if_stopped(time.time())
+        ledger, lease = run.pep.ledger, (run.scope.tenant, ticket.jti)  # the run's present lease may be another
         # The provider's token does not name the task, so a service cannot refuse it after a correction. Ask the ledger.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
             run.local.exchanged = None

@@ -40,9 +40,9 @@ from langchain_runtime_authz.langgraph.tool_facts import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Flow, PepParts, Run, adrive, drive
 
-Due = tuple[Engine, Flow[None]] | None
+Due = tuple[PepParts, Flow[None]] | None
 _KEEP: Final = 256  # number of model outputs that a root entry remembers
 
 
@@ -97,7 +97,7 @@ class _Models(BaseCallbackHandler):
         if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _handle_around()) is None:
             return None
         call = call_as_sent(serialized, [], kwargs.get("metadata"), None)
-        return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
+        return (by.pep, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     @_Event
     def on_chat_model_start(self, serialized: Any, given: Any, **kwargs: Any) -> Due:
@@ -109,7 +109,7 @@ class _Models(BaseCallbackHandler):
             by.models.running[kwargs.get("run_id")] = (call.model, call.prompt)
             while len(by.models.running) > _KEEP:
                 by.models.running.pop(next(iter(by.models.running)))
-        return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
+        return (by.pep, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     on_llm_start = on_chat_model_start
 
@@ -146,8 +146,8 @@ class _Backstop(_Models):
             if (run := current_run()) is None:
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
             call = unknown_call(str((serialized or {}).get("name")), None, None, None, {})
-            arrived = CodeCall(call=call, config={}, call_id=None, engine=run.engine, run=run, counts=None)
-            return run.engine, _decide(arrived, None)
+            arrived = CodeCall(call=call, config={}, call_id=None, pep=run.pep, run=run, counts=None)
+            return run.pep, _decide(arrived, None)
         tool, given, config, call_id = started
         one = current_scope.get()
         runs = type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.input.tool is tool
@@ -156,7 +156,7 @@ class _Backstop(_Models):
         config = private.ensure_config(config)
         if (owner := find_run(config) or run_handle(config)) is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        return owner.engine, _decide(arrival_unguarded(owner, tool, given, config, call_id), run_id)
+        return owner.pep, _decide(arrival_unguarded(owner, tool, given, config, call_id), run_id)
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
@@ -197,7 +197,7 @@ def _end(run_id: UUID, error: BaseException | None, output: Any) -> Due:
         return None
     execution.returned = output
     over = execution.end(error, output)
-    return (execution.run.engine, over) if over is not None else None
+    return (execution.run.pep, over) if over is not None else None
 
 
 _BACKSTOP: Final = _Backstop()

@@ -66,7 +66,7 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
     if not known:
         run.local.schemas_read = True
         # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
-        yield (Block, getattr, run.engine.tools, "schemas")
+        yield (Block, getattr, run.pep.tools, "schemas")
     decided = yield from decide_calls(run, calls, entry)
     if entry is not None:
         yield from entry.enter()
@@ -122,7 +122,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], e
     try:
         capped = yield from approval_questions.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in decided]
+        return [replace(j, decision=run.pep.deny_for_failure(exc, run)) for j in decided]
     keys = {j.key for j in fresh} if capped else set()
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in decided]
 
@@ -184,7 +184,7 @@ class _Asking:
     ) -> None:
         self.run, self.config, self.may_ask, self.gate = run, config, may_ask, gate
         self.task = private.task_id(config)
-        self.here = run.engine.on_ask is not None  # `on_ask` answers at once
+        self.here = run.pep.on_ask is not None  # `on_ask` answers at once
         self.pauses = not self.here and bool(private.checkpointer_of(config))
         self._pad, self._numbers = private.scratchpad_of(config), interrupts.numbers_of(config)
         self._raised: Exception | None = None  # by LangGraph's `interrupt`
@@ -212,7 +212,7 @@ class _Asking:
         except Exception as exc:
             if isinstance(exc, GraphBubbleUp) or exc is self._raised:
                 raise
-            return [replace(j, decision=self.run.engine.deny_for_failure(exc, self.run)) for j in decided]
+            return [replace(j, decision=self.run.pep.deny_for_failure(exc, self.run)) for j in decided]
 
     def _pause(self, pause: Effect, question: Mapping[str, Any]) -> Flow[object]:
         """Pause for an answer. An error of LangGraph is not one of the ledger."""

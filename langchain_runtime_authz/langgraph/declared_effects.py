@@ -146,7 +146,7 @@ class EffectBlock(FlowContext[Any]):
     def unrepeatable(self) -> AuthzDenied:
         """Return the denial of a call that ran before, if its output is not stored."""
         denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), self._run
-        run.engine.recent.refused(denied, run.scope, run.run_id)  # for `authz.explain`
+        run.pep.recent.refused(denied, run.scope, run.run_id)  # for `authz.explain`
         return denied
 
     def __enter__(self) -> Any:
@@ -167,7 +167,7 @@ class EffectBlock(FlowContext[Any]):
         if self._open:
             raise ConfigError("the block of this effect is open; call `authz.effect` again for another one")
         self._open, self.begun = True, list[ToolExecution | Replay]()
-        self.engine = arrivals[0].engine if arrivals else None
+        self.pep = arrivals[0].pep if arrivals else None
         return self._beginning(arrivals)
 
     def _beginning(self, arrivals: Sequence[Arrival]) -> Flow[Any]:
@@ -389,7 +389,7 @@ class _StoreWrites(EffectBlock):
 
 def _governing(store: Any) -> Profiles | None:
     run, scope = current_run(), current_scope.get()
-    if run is None or not governs_stores(profiles := cast("Profiles", run.engine.tools)):
+    if run is None or not governs_stores(profiles := cast("Profiles", run.pep.tools)):
         return None
     if type(scope) is ToolExecution:
         call = scope.call

@@ -36,7 +36,7 @@ from langchain_runtime_authz.pep.approval_questions import approval_ids
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.corrections import record_state_edit
 from langchain_runtime_authz.pep.decision_log import run_event
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, PepParts, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import EntryFacts, OpenedEntry, RunEnd, close_run, open_entry
 from langchain_runtime_authz.telemetry.logs import get_logger
 
@@ -52,28 +52,28 @@ class RunOpener:
 
     def __init__(
         self,
-        engine: Engine,
+        pep: PepParts,
         *,
         subject_from: Callable[[Mapping[str, Any]], run_context.Caller | None] | None,
         task_channels: tuple[str, ...] = ("messages",),
         task_memory: tuple[tuple[str, ...], ...] = (),
         development: bool = False,
     ) -> None:
-        self.engine, self.development, self._warned = engine, development, development
+        self.pep, self.development, self._warned = pep, development, development
         self._memory = task_memory
         self._subject_from = subject_from
         self.channels, self.other_channels = task_channels, inputs.other_watched(task_channels)
 
     def scope(self, graph: str, thread: str) -> Scope:
         """Return the ledger scope of a graph's thread."""
-        return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
+        return Scope(self.pep.tenant, self.pep.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
         """Return the run around a call or None. `ConfigError` if another instance's."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with a config
         # of its own is a child. The text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.current_run() or run_context.surrounding_run()
-        if found is not None and found.engine is not self.engine:
+        if found is not None and found.pep is not self.pep:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return found
 
@@ -112,7 +112,7 @@ class RunOpener:
             self._warned = True
             _log.warning(NO_SUBJECT)
         nobody = DEVELOPER if self.development else ANONYMOUS
-        return run_context.RunHandle(self.engine, nobody if found is None else run_context.as_caller(found), None)
+        return run_context.RunHandle(self.pep, nobody if found is None else run_context.as_caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` outside every run, and record it as a correction."""
@@ -135,7 +135,7 @@ class RunOpener:
         except AuthzDenied:
             raise
         except Exception as exc:
-            decision = self.engine.deny_for_failure(exc)
+            decision = self.pep.deny_for_failure(exc)
             raise AuthzDenied(decision.reason, decision.decision_id) from exc
         return place
 
@@ -148,7 +148,7 @@ class RunOpener:
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
             except Exception as exc:
-                decision = run.engine.deny_for_failure(exc)
+                decision = run.pep.deny_for_failure(exc)
                 raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         return place
 
@@ -159,7 +159,7 @@ class RunEntry(FlowContext[T]):
     apart = True
 
     def __init__(self, run_opener: RunOpener, name: str, config: Mapping[str, Any], graph: Any) -> None:
-        self.run_opener, self.engine, self.run_id = run_opener, run_opener.engine, ""
+        self.run_opener, self.pep, self.run_id = run_opener, run_opener.pep, ""
         self.name, self.config, self.graph, self.saver = name, config, graph, checkpoints.saver_of(graph)
         self.run: Run | None = None
 
@@ -169,7 +169,7 @@ class RunEntry(FlowContext[T]):
             run_context.pass_question_up(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reports it, unless an enforcement point has
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
-            self.engine.recent.refused(exc, self.run_opener.scope(self.name, thread), self.run_id)
+            self.pep.recent.refused(exc, self.run_opener.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
             return None
         if exc is not None and run.span is not None:
@@ -193,7 +193,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
-        owner, engine, config, graph = self.run_opener, self.engine, self.config, self.graph
+        owner, pep, config, graph = self.run_opener, self.pep, self.config, self.graph
         handle = self.handle or owner.implicit(config)
         inputs.drop_old_answer(config)
         self.run_id = handle.run_id
@@ -215,7 +215,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
         if task:  # an unprotected graph's task repeats its input when it runs again
             texts = [t if t.key is not None else replace(t, key=f"{task} {number} {i}") for i, t in enumerate(texts)]
         entry: OpenedEntry = yield from open_entry(
-            engine,
+            pep,
             owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
             handle.subject,
             handle.run_id,
@@ -243,7 +243,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
-        engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
+        pep.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
         given = self.input
         if task:
             config = yield from self._answered(run, config, number)
@@ -379,7 +379,7 @@ class ChildEntry(RunEntry[Any]):
     def _enter(self) -> Flow[Any]:
         ticket, parent, name = current_ticket(), self.parent, self.name
         args = ticket.raw if ticket is not None and isinstance(ticket.raw, Mapping) else None
-        tally = self.engine.tally
+        tally = self.pep.tally
         tally.count(parent, "agent", name, "child entry", decided=1)
         try:
             if self.place is not None:
@@ -400,7 +400,7 @@ class ChildEntry(RunEntry[Any]):
                 raise
             raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
         except (LedgerError, AuditError) as exc:  # not a denial: halt, so that a resume starts the tool again
-            decision = self.engine.deny_for_failure(exc, parent)
+            decision = self.pep.deny_for_failure(exc, parent)
             raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         tally.count(parent, "agent", name, "child entry", ran=1)
         return given

@@ -300,7 +300,7 @@ def record_or_halt(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
                 yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:
-        decision = run.engine.deny_for_failure(exc, run)
+        decision = run.pep.deny_for_failure(exc, run)
         raise AuthzHalt(decision.reason, decision.decision_id) from exc
 
 

@@ -56,7 +56,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         self.tools = []
         self._run_opener = authz.run_opener
-        self._engine = authz.run_opener.engine
+        self._pep = authz.run_opener.pep
         self._agent = agent
         self._profiles = authz.profiles
         # Ids of tools → the tools, and a node that holds them.
@@ -122,7 +122,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         """Decide `model/call`, and remove withheld tools from the request."""
         run, ours = yield from self._run(get_config(), request.runtime)
         # If another `RuntimeAuthz` opened the run, that one's engine decides.
-        decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
+        decision = yield Perform(drive, adrive, run.pep, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))
         if ours:
@@ -146,7 +146,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
             with run_scope(run):
-                return (yield Perform(drive, adrive, run.engine, self._decide_and_run(run, request, handler)))
+                return (yield Perform(drive, adrive, run.pep, self._decide_and_run(run, request, handler)))
         except GraphInterrupt:
             run.pause()
             raise
@@ -227,6 +227,6 @@ def _record_plan_at_end(run: Run, request: Any, response: Any) -> Flow[None]:
         return
 
     def record(returned: object) -> None:
-        drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
+        drive(run.pep, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     handler.waits[node] = record

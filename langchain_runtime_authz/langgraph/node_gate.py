@@ -37,7 +37,7 @@ from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by
 from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept_permit
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, PepParts, Run, adrive, drive
 from langchain_runtime_authz.telemetry.logs import get_logger
 
 _log = get_logger(__name__)
@@ -75,14 +75,14 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         if run is None:
             run = drive(*_run_outside(config))
         code = partial(base.invoke, inner or self, **kwargs)
-        return drive(run.engine, _step(run, name, code, watched, together, input, config))
+        return drive(run.pep, _step(run, name, code, watched, together, input, config))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             run = await adrive(*_run_outside(config))
         code = partial(_code, inner or self, **kwargs)
-        return await adrive(run.engine, _step(run, name, code, watched, together, input, config))
+        return await adrive(run.pep, _step(run, name, code, watched, together, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # Only `astream_events` uses this, to show the chunks of the runnable's parts.
@@ -147,8 +147,8 @@ def _step(
         current_scope.set(scope)
         _entering.set(before)
     try:
-        if run.engine.observer is not None:
-            yield from run.engine.observer.conclude(run, private.task_id(own))
+        if run.pep.observer is not None:
+            yield from run.pep.observer.conclude(run, private.task_id(own))
         if isinstance(failed, GraphInterrupt):
             run.pause()
         if node is not None and (failed is not None or node.question or node.held):
@@ -170,7 +170,7 @@ def _step(
 def _check(run: Run, name: str, channels: frozenset[str] | None, entered: Decision) -> None:
     # A tool node must answer its calls even if the task has changed.
     enters = entered.outcome == "permit" or (channels is None and entered.reason == Code.STALE_EPOCH)
-    run.engine.tally.count(run, "node", name, "node gate", decided=1, ran=int(enters))
+    run.pep.tally.count(run, "node", name, "node gate", decided=1, ran=int(enters))
     if not enters:
         raise AuthzHalt(entered.reason, entered.decision_id)
 
@@ -200,8 +200,8 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     raise cast("BaseException", failed)
 
 
-def _run_outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the engine, and a flow that opens a run for a node outside a graph."""
+def _run_outside(config: Any) -> tuple[PepParts, Flow[Run]]:
+    """Return the parts, and a flow that opens a run for a node outside a graph."""
     handle = run_handle(config or {})
     if handle is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -212,7 +212,7 @@ def _run_outside(config: Any) -> tuple[Engine, Flow[Run]]:
         except AuthzDenied as denied:
             raise AuthzHalt(denied.code, denied.decision_id) from None
 
-    return handle.engine, flow()
+    return handle.pep, flow()
 
 
 _NO_QUEUE: Final = tool_batch.CallQueue(None, (), ())
@@ -227,7 +227,7 @@ class _Gate(private.ToolNode):
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
-        waiting = drive(run.engine, message.decide(run))
+        waiting = drive(run.pep, message.decide(run))
         several = message.counting is not config
         ambient = var_child_runnable_config.get() if several else None
         try:
@@ -241,7 +241,7 @@ class _Gate(private.ToolNode):
             if several:
                 var_child_runnable_config.set(ambient)
             if tool_batch.open_tickets(waiting):
-                drive(run.engine, tool_batch.give_back(waiting))
+                drive(run.pep, tool_batch.give_back(waiting))
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
@@ -269,7 +269,7 @@ class _Gate(private.ToolNode):
                 if tool_batch.open_tickets(waiting):
                     yield from tool_batch.give_back(waiting)
 
-        return await adrive(run.engine, flow())
+        return await adrive(run.pep, flow())
 
     def _message(
         self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
@@ -286,11 +286,11 @@ class _Gate(private.ToolNode):
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         queue, code = _queue.get(), super()._run_one
-        return drive(queue.engine, queue.run(call, code, input_type, tool_runtime))
+        return drive(queue.pep, queue.run(call, code, input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         queue, code = _queue.get(), super()._arun_one
-        return await adrive(queue.engine, queue.run(call, code, input_type, tool_runtime))
+        return await adrive(queue.pep, queue.run(call, code, input_type, tool_runtime))
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
@@ -367,7 +367,7 @@ class AuthzToolNode(_Gate):
             return await super()._afunc(input, config, runtime)
         return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
 
-    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
+    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[PepParts, Flow[Any]]:
         run_opener = self._authz.run_opener
         owner = run_opener.owner(config)
 
@@ -379,4 +379,4 @@ class AuthzToolNode(_Gate):
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))
 
-        return run_opener.engine, run_within(run_opener.enter(self.get_name(), input, config, owner), inside)
+        return run_opener.pep, run_within(run_opener.enter(self.get_name(), input, config, owner), inside)

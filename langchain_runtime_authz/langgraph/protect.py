@@ -249,10 +249,10 @@ def _protected_class(base: Any, protection: Protection) -> Any:
         return run_opener.update(self, config, supersteps, write)
 
     def bulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
-        return drive(run_opener.engine, written(self, config, supersteps))
+        return drive(run_opener.pep, written(self, config, supersteps))
 
     async def abulk_update_state(self: Any, config: Any, supersteps: Any) -> Any:
-        return await adrive(run_opener.engine, written(self, config, supersteps))
+        return await adrive(run_opener.pep, written(self, config, supersteps))
 
     own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
     return private.subclass_like(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
@@ -279,7 +279,7 @@ class _Remote(ChildEntry):
 
     def __init__(self, run_opener: RunOpener, parent: Run, name: str, config: Mapping[str, Any], client: Any) -> None:
         super().__init__(run_opener, parent, name, config, None)
-        self.profile = self.engine.child_profile(name)
+        self.profile = self.pep.child_profile(name)
         self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
         # INVARIANT: the credential goes only to the URL in the profile, so a client with another address is refused.

@@ -33,7 +33,7 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
-from langchain_runtime_authz.pep.run import Engine, Flow, ModelCalls, Run, drive, new_id
+from langchain_runtime_authz.pep.run import Flow, ModelCalls, PepParts, Run, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
@@ -163,16 +163,16 @@ class RunHandle(Sealed):
 
     def __init__(
         self,
-        engine: Engine,
+        pep: PepParts,
         subject: Subject | Credential,
         task: str | None,
         grant: Grant | None = None,
         mandate: Mandate | None = None,
     ) -> None:
-        self.engine = engine
+        self.pep = pep
         self.upstream: tuple[str, ...] = ()
         if not isinstance(subject, Subject):
-            subject, self.upstream, grant = _delegated(engine, subject, grant)
+            subject, self.upstream, grant = _delegated(pep, subject, grant)
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.counts: dict[Any, int] = {}  # as in `CodeScope`
@@ -194,7 +194,7 @@ class RunHandle(Sealed):
     def _repr_html_(self) -> str:
         from langchain_runtime_authz.audit.story_html import newest_steps
 
-        return newest_steps(records_of(self.engine.audit, self.run_id), self.run_id)
+        return newest_steps(records_of(self.pep.audit, self.run_id), self.run_id)
 
     @property
     def jti(self) -> str | None:
@@ -211,7 +211,7 @@ class RunHandle(Sealed):
         """Explanations of the run's latest decisions, newest last."""
         from langchain_runtime_authz.audit.explanation import explain
 
-        return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
+        return [explain(record) for record in self.pep.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
         """Return `config` with this run. The config is valid until the run is closed."""
@@ -223,7 +223,7 @@ class RunHandle(Sealed):
         for run in [run for run in self._entries if not run.closed]:
             yield from close_run(run)
 
-    _engine = property(attrgetter("engine"))
+    _pep = property(attrgetter("pep"))
     close, aclose = methods(_close)
 
     def outside_run(self) -> Flow[Run]:
@@ -231,9 +231,9 @@ class RunHandle(Sealed):
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
-            engine = self.engine
-            scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
-            entry = yield from open_entry(engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings())
+            pep = self.pep
+            scope = Scope(pep.tenant, pep.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
+            entry = yield from open_entry(pep, scope, self.subject, self.run_id, _OUTSIDE, **self.brings())
             self.enter(entry.run)
             if self._outside is None:
                 self._outside = entry.run
@@ -268,7 +268,7 @@ class RunHandle(Sealed):
 
     def __exit__(self, kind: object, *exc: object) -> None:
         self._leave()
-        (drive_apart if kind is GeneratorExit else drive)(self.engine, self._close())
+        (drive_apart if kind is GeneratorExit else drive)(self.pep, self._close())
 
     async def __aenter__(self) -> RunHandle:
         return self._open(sys._getframe(1))
@@ -283,10 +283,10 @@ class RunHandle(Sealed):
             _opened.set(self._previous)
 
 
-def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> tuple[Subject, tuple[str, ...], Grant]:
+def _delegated(pep: PepParts, credential: Credential, grant: Grant | None) -> tuple[Subject, tuple[str, ...], Grant]:
     if not credential.agents:
         raise CredentialError(Code.CREDENTIAL_TOOL, "it is for a tool's call, not for an agent")
-    if credential.tenant != engine.tenant:
+    if credential.tenant != pep.tenant:
         raise CredentialError(Code.CREDENTIAL_TENANT)
     if len(credential.actors) > MAX_DELEGATORS:
         raise CredentialError(Code.TOO_DEEP)

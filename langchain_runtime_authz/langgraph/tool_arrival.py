@@ -30,7 +30,7 @@ from langchain_runtime_authz.langgraph.run_context import RunHandle, current_nod
 from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
 from langchain_runtime_authz.langgraph.tool_facts import Profiles, ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.run import Engine, Flow, Run
+from langchain_runtime_authz.pep.run import Flow, PepParts, Run
 
 Parser = Callable[[Any, str | None], Any]
 
@@ -42,7 +42,7 @@ class UndecidedCall:
     call: Call  # the call as it would run
     config: Mapping[str, Any]  # the call's config or, if that names no run and graph task, the calling code's
     call_id: str | None  # None: no message can answer the call
-    engine: Engine | None  # None outside every run
+    pep: PepParts | None  # None outside every run
     layer: str = "tool guard"
     by_hand: bool = False  # as in `ArrivedCall`
     sent: Mapping[str, Any] | None = None  # the call's config, if `config` is the calling code's
@@ -71,7 +71,7 @@ class UndecidedCall:
 
     def note(self, one: PendingCall) -> None:
         """Count the decision. Pass the answers that a call used which does not run again."""
-        one.run.engine.tally.count(one.run, "tool", self.call.tool, self.layer, decided=1)
+        one.run.pep.tally.count(one.run, "tool", self.call.tool, self.layer, decided=1)
         if not isinstance(one.verdict, Ticket):
             keep_numbers(self.config, one.answers, Use.GIVEN)
 
@@ -87,7 +87,7 @@ class ChangedCall(UndecidedCall):
         if self.took:  # release it before the claim, because the two calls may differ only by their tool
             yield from self.original.give_back()
         one = yield from self._decide_alone(self.original.run, self.call)
-        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed)
+        return ArrivedCall(one, one.run.pep, self.config, self.call_id, one.call.input.parsed)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -120,7 +120,7 @@ class CodeCall(UndecidedCall):
         if isinstance(one.verdict, Replay):
             ended(None, None)
         more |= {"ended": ended, "by_hand": self.by_hand}
-        return ArrivedCall(one, one.run.engine, self.sent or self.config, self.call_id, one.call.input.parsed, **more)
+        return ArrivedCall(one, one.run.pep, self.sent or self.config, self.call_id, one.call.input.parsed, **more)
 
     def ended(self, _one: PendingCall, place: Place | None, output: Any, exc: BaseException | None) -> bool:
         """Record how the call ended. Return True if its node asks the question in `exc`."""
@@ -207,7 +207,7 @@ def tool_arrival(
         )
         if (exact or own.sent == sent) and call_messages.arguments_unchanged(one.call):
             parsed = own.parsed if exact and not own.supplied else _supplied_now(one, tool_input, parser)
-            return ArrivedCall(one, one.run.engine, config, call_id, parsed)
+            return ArrivedCall(one, one.run.pep, config, call_id, parsed)
     facts = facts_of(tool)
     # A changed call is compared with the plan of the call that was decided. Without an earlier decision, the plan is
     # found by the call's id.
@@ -223,10 +223,10 @@ def tool_arrival(
     if one is None:
         text = partial(tool_execution.returns_text, tool)
         return _by_code(tool, config, call_id, facts, describe, tool_input, text=text)
-    call, engine = describe(facts, tool_input), one.run.engine
+    call, pep = describe(facts, tool_input), one.run.pep
     if one.call.tool == tool.name:
         call = call_messages.as_planned(call, tool_input, one.call.raw, facts, describe) or call
-    return ChangedCall(call=call, config=config, call_id=call_id, engine=engine, original=one, took=took)
+    return ChangedCall(call=call, config=config, call_id=call_id, pep=pep, original=one, took=took)
 
 
 def _supplied_now(one: PendingCall, tool_input: Any, parser: Parser) -> Any:
@@ -254,7 +254,7 @@ def arrival_unguarded(
     owner: Run | RunHandle, tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None
 ) -> UndecidedCall:
     """Return the call of an unguarded tool."""
-    facts = cast("Profiles", owner.engine.tools).facts(tool)
+    facts = cast("Profiles", owner.pep.tools).facts(tool)
     describe = _describing(tool, call_id, tool._parse_input)
     found = _by_code(tool, config, None, facts, describe, tool_input, layer="callback backstop")
     # Refuse input that the tool would parse differently the second time.
@@ -280,11 +280,11 @@ def _by_code(
 ) -> UndecidedCall:  # fmt: skip
     if (owner := find_run(config) or run_handle(config)) is None:
         call = call_messages.unknown_call(tool.name, call_id, None, None, {})
-        return UndecidedCall(call=call, config=config, call_id=call_id, engine=None)
+        return UndecidedCall(call=call, config=config, call_id=call_id, pep=None)
     call = describe(facts, given)
     if is_guarded(tool) and guard_of(tool).by_application:
         call = replace(call, by_application=True)
-    about: Any = {"call": call, "config": config, "call_id": call_id, "engine": owner.engine, "layer": layer}
+    about: Any = {"call": call, "config": config, "call_id": call_id, "pep": owner.pep, "layer": layer}
     if not private.task_id(config) and target_in(config) is None:  # it belongs to the calling code's graph task
         about |= {"config": var_child_runnable_config.get() or config, "sent": config}
     if isinstance(owner, RunHandle):

@@ -187,7 +187,7 @@ class CallQueue:
     """
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[PendingCall], layer: str = "") -> None:
-        self.engine = waiting[0].run.engine if waiting else None
+        self.pep = waiting[0].run.pep if waiting else None
         self._config, self._calls = config, calls
         self._waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
         self._serial = False
@@ -199,7 +199,7 @@ class CallQueue:
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
             if layer and one.call.input.tool is not None and not one.for_review:  # without a tool, the name is made up
-                one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
+                one.run.pep.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self._thread = threading.get_ident() if self._serial else 0  # calls in this thread run in order anyway
         self._begun: set[int] = set()  # indexes of calls
         self._done: set[int] = set()

@@ -29,7 +29,7 @@ from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
 from langchain_runtime_authz.pep.obligations import obliged_fields
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Commit, Effect, Flow, PepParts, Run, adrive, drive
 from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 State = Literal["done", "failed", "denied", "suspended", "halted", "unknown", "released"]
@@ -82,7 +82,7 @@ class ArrivedCall:
     """A decided call at its tool, with all that its execution needs."""
 
     one: PendingCall
-    engine: Engine
+    pep: PepParts
     config: Mapping[str, Any]  # the call's config
     call_id: str | None  # None: no message can answer the call
     parsed: Any  # the tool's arguments
@@ -111,9 +111,9 @@ def decided_already() -> bool:
 
 
 # A call that ran is recorded even if its caller is cancelled.
-async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
-    ending = adrive(engine, flow)
-    await (ending if Commit in engine.non_blocking else asyncio.shield(ending))
+async def _aconclude(pep: PepParts, flow: Flow[None]) -> None:
+    ending = adrive(pep, flow)
+    await (ending if Commit in pep.non_blocking else asyncio.shield(ending))
 
 
 # Calls foreign code with arguments: blocking code in `drive`, async code in `adrive`.
@@ -176,7 +176,7 @@ class ToolExecution(CodeScope):
         if not stages:
             self.ticket.redeem()
             layer = "callback backstop" if type(self.guard) is UUID else "tool guard"
-            self.run.engine.tally.count(self.run, "tool", self.call.tool, layer, ran=1)
+            self.run.pep.tally.count(self.run, "tool", self.call.tool, layer, ran=1)
         stages.append(stage)
         return True
 

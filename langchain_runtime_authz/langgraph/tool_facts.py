@@ -340,7 +340,7 @@ def guard_of(tool: BaseTool) -> ToolGuard:
     """
     guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
     if type(guard) is GuardsInPlace:
-        profiles: Profiles = current_scope.get().run.engine.tools
+        profiles: Profiles = current_scope.get().run.pep.tools
         return guard.get(profiles) or guard.setdefault(profiles, ToolGuard(profiles, tool))
     if guard is None:
         held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)

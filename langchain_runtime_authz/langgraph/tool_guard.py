@@ -153,11 +153,11 @@ def _guarded_class(base: type[BaseTool]) -> Any:
 
 
 def _call(tool: BaseTool, arrived: ArrivedCall | UndecidedCall, code: Callable[[ToolExecution], Any]) -> Any:
-    return return_or_raise(*drive(arrived.engine, arrived.start(guard_of(tool), code)))
+    return return_or_raise(*drive(arrived.pep, arrived.start(guard_of(tool), code)))
 
 
 async def _acall(tool: BaseTool, arrived: ArrivedCall | UndecidedCall, code: Callable[[ToolExecution], Any]) -> Any:
-    return return_or_raise(*await adrive(arrived.engine, arrived.start(guard_of(tool), code)))
+    return return_or_raise(*await adrive(arrived.pep, arrived.start(guard_of(tool), code)))
 
 
 _BLOCKS: Final = (_call, filter_call)

@@ -77,7 +77,7 @@ def answer_void_calls(run: Run, graph: Any, config: Any, state: StateSnapshot, g
     plan = (yield Load(run.scope, Query(planned_call=(run.agent, next(iter(open_ids)))))).plan
     if plan is None or plan.epoch == run.epoch:
         return None
-    profiles = cast("Profiles", run.engine.tools)
+    profiles = cast("Profiles", run.pep.tools)
     tools = private.ToolNode([*_tools_of(graph, profiles).values()])
     found = MessageCalls(tools, profiles, [message], config, Runtime(), standalone=True)
     answers = yield from _answers(run, [c for c in found.describe() if c.call_id in open_ids])

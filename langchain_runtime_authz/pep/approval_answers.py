@@ -208,6 +208,6 @@ def record_answers(
     run: Run, asked: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any
 ) -> Flow[None]:
     """Record answers in the audit log. `commit_recorded` calls this."""
-    by_key, content = {a.call_key: a for a in asked}, run.engine.audit.content
+    by_key, content = {a.call_key: a for a in asked}, run.pep.audit.content
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, time.time(), content=content, **detail)

@@ -126,7 +126,7 @@ def question_rows(
     run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str
 ) -> list[Approval]:
     """Return the questions to record. `number`: the interrupt's index in its task."""
-    here = run.engine.on_ask is not None  # `on_ask` answers at once; nobody else is asked
+    here = run.pep.on_ask is not None  # `on_ask` answers at once; nobody else is asked
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
@@ -263,8 +263,8 @@ _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 def question_lines(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     """Return the lines about the mandate, calls in doubt, and the arguments' sources."""
     call, traced = decided.call, decided.provenance
-    texts = run.engine.memory.texts_read(run.scope)
-    payees = run.engine.memory.known_destinations(run.scope)
+    texts = run.pep.memory.texts_read(run.scope)
+    payees = run.pep.memory.known_destinations(run.scope)
     differs = {d.argument: _plain(d.expected) for d in decided.standing.deviations if d.expected}
     lines = []
     if decided.mandate is not None and decided.standing.step is not None:

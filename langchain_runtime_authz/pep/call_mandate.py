@@ -54,7 +54,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
     """Return the `Write` effect that records a mandate in the audit log."""
     detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
     detail["steps"] = [{"id": tool_label(s.id), "tool": tool_label(s.tool)} for s in mandate.steps]
-    if run.engine.audit.content:
+    if run.pep.audit.content:
         detail["mandate"] = mandate.to_json()
     return run_event(run, "mandate", time.time(), detail=detail)
 
@@ -72,9 +72,9 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
     """Return the mandate of the application, the planner or the user's words."""
     if run.entry.mandate is not None:
         return run.entry.mandate
-    if run.engine.planner is not None:
+    if run.pep.planner is not None:
         return run.entry.planned
-    released = None if run.engine.tools.released is None else run.engine.tools.released()
+    released = None if run.pep.tools.released is None else run.pep.tools.released()
     if said.released is not released:
         # If another policy revision reads other orders, the words order nothing: its steps have other counters.
         found, said.released = _compiled(run, said), released
@@ -88,7 +88,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     # Imported at first use, so that importing the package stays fast.
     from langchain_runtime_authz.mandate.word_follow_ups import compile_turn
 
-    tools, turn, zone = run.engine.tools, said.turn, run.engine.zone
+    tools, turn, zone = run.pep.tools, said.turn, run.pep.zone
     try:
         earlier = (older.texts[0] for older in turns_before(said.log, turn, zone))
         found = compile_turn(turn.texts, earlier, tools.declared, tools.schemas, local_day(zone, turn.at)).mandate
@@ -118,13 +118,13 @@ def find_match(run: Run, said: TaskWords, call: Call, counter: str = "") -> tupl
         task_key(run) if mandate is run.entry.mandate else _task_key_of_words(run, said.turn, mandate, call),
         run.grant.steps if run.grant is not None else None,
         (said.turn.at if mandate is not run.entry.mandate else 0) or run.entry.started_at,
-        run.engine.zone,
+        run.pep.zone,
         _counters_before(said, mandate, call, counter)
         if mandate is not None and mandate.source != "application"
         else (),
     )
-    memory = run.engine.memory
-    return mandate, match_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+    memory = run.pep.memory
+    return mandate, match_call(mandate, facts, run.pep.tools.declared, memory.outputs(run.scope))
 
 
 def _counters_before(said: TaskWords, mandate: Mandate, call: Call, counter: str) -> Sequence[str]:
@@ -155,7 +155,7 @@ def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset
             more = more.difference(step.args)
     if not more:
         return given
-    schema: Any = run.engine.tools.schemas.get(call.tool, {})
+    schema: Any = run.pep.tools.schemas.get(call.tool, {})
     properties, required = schema.get("properties", {}), schema.get("required", ())
     # An argument that must be given, or that the schema does not name, has not got the default `None`.
     own = (n for n in more if n in properties and not (n in required and call.args.get(n) is None))

@@ -31,7 +31,7 @@ from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_anomaly, run_event, tool_label
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, ListDoubts, Load, Run
+from langchain_runtime_authz.pep.run import Commit, Effect, Flow, ListDoubts, Load, PepParts, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import get_logger
 
@@ -96,7 +96,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
     Also add calls that an approved question named as in doubt, and that are done by now.
     """
-    if run.engine.on_unknown is not None:
+    if run.pep.on_unknown is not None:
         snapshot = yield from ask_service(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
     for name in [n for a in snapshot.approvals.values() if a.state == "approved" for n in a.doubts if n not in open_]:
@@ -202,12 +202,12 @@ def _held_here(row: CallRow) -> bool:
     return held is not None and (ticket := held()) is not None and not ticket.concluded
 
 
-def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
+def record_ends(pep: PepParts, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
     """Retry failed records of calls' ends, in the thread `scope` or in all (None).
 
     `others`: after those of `scope`, also retry those of other threads. Stop at the first failure.
     """
-    for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
+    for key, (run, _, failed) in sorted(_ends(pep), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDING.setdefault(key, mine := object()) is not mine:
             continue
@@ -225,7 +225,7 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
     if record is None or (held is not None and held() not in (None, ticket)):
         return
     UNRECORDED_ENDS[key] = run, record, time.monotonic() if UNRECORDED_ENDS.pop(key, None) else -REST
-    for first, _ in _ends(run.engine)[:-MAX_LOST]:
+    for first, _ in _ends(run.pep)[:-MAX_LOST]:
         UNRECORDED_ENDS.pop(first, None)
         _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
 
@@ -249,7 +249,7 @@ def revoke_late(run: Run, decision: Decision, failed: BaseException | None = Non
             keep_revocation(run, decision)
         if not isinstance(exc, Exception):
             raise
-        run.engine.log_unrecorded("a revocation", exc, run, name)
+        run.pep.log_unrecorded("a revocation", exc, run, name)
 
 
 def keep_revocation(run: Run, decision: Decision) -> None:
@@ -258,8 +258,8 @@ def keep_revocation(run: Run, decision: Decision) -> None:
         UNRECORDED_ENDS[decision.decision_id] = run, partial(revoke_late, run, decision), time.monotonic()
 
 
-def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:
-    return [(key, end) for key, end in [*UNRECORDED_ENDS.items()] if end[0].engine.ledger is engine.ledger]
+def _ends(pep: PepParts) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:
+    return [(key, end) for key, end in [*UNRECORDED_ENDS.items()] if end[0].pep.ledger is pep.ledger]
 
 
 def ask_service(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
@@ -289,16 +289,16 @@ def ask_service(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     return snapshot
 
 
-def _ask_service(engine: Engine, call: UnknownCall, seconds: float) -> object:
+def _ask_service(pep: PepParts, call: UnknownCall, seconds: float) -> object:
     try:
-        return in_thread(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
+        return in_thread(lambda: asyncio.run(_awaited(_called(pep, call))), "on_unknown").result(seconds)
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (without an answer the call stays in doubt)
         return _failed(exc)
 
 
-async def _aask_service(engine: Engine, call: UnknownCall, seconds: float) -> object:
+async def _aask_service(pep: PepParts, call: UnknownCall, seconds: float) -> object:
     async def asked() -> Any:
-        return await _awaited(await asyncio.wrap_future(in_thread(lambda: _called(engine, call), "on_unknown")))
+        return await _awaited(await asyncio.wrap_future(in_thread(lambda: _called(pep, call), "on_unknown")))
 
     task = asyncio.create_task(asked(), context=Context())
     try:
@@ -308,9 +308,9 @@ async def _aask_service(engine: Engine, call: UnknownCall, seconds: float) -> ob
     return task.result() if task.done() and not task.cancelled() else _failed(TimeoutError())
 
 
-def _called(engine: Engine, call: UnknownCall) -> Any:
+def _called(pep: PepParts, call: UnknownCall) -> Any:
     try:
-        return engine.on_unknown(call) if engine.on_unknown is not None else None
+        return pep.on_unknown(call) if pep.on_unknown is not None else None
     except BaseException as exc:  # noqa: BLE001  (as in `_ask_service`; what ends the callable's thread must not end ours)
         return _failed(exc)
 

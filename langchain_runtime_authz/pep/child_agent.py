@@ -43,12 +43,12 @@ def open_child(
     `call_id`: the parent's call that waits for the child. `refuse`: a code with which to deny without the policy.
     """
     opened = make_edge(parent.agent, name, kind)
-    profile = parent.engine.child_profile(name)
+    profile = parent.pep.child_profile(name)
     if kind == "subgraph":
         opened = parent.entry.handoffs.get(name, opened)
     child = Run(
-        *(parent.engine, parent.scope, parent.subject, parent.run_id, parent.entry, (*parent.agent, name), new_id()),
-        parent.engine.granted(profile, parent.grant, request),
+        *(parent.pep, parent.scope, parent.subject, parent.run_id, parent.entry, (*parent.agent, name), new_id()),
+        parent.pep.granted(profile, parent.grant, request),
         parent=parent,
         depth=parent.depth + 1,
         expires_at=parent.expires_at,

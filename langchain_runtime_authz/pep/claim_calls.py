@@ -79,12 +79,12 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     """Claim or deny a call. Return a `Conflict` if it must be decided again."""
-    call, decision, engine = decided.call, decided.decision, run.engine
-    killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
+    call, decision, pep = decided.call, decided.decision, run.pep
+    killed = pep.kill_switch is not None and pep.killed  # it may have been engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
     # The denial of an earlier call of the message may have demanded a revocation that the ledger has not taken yet.
-    yield from calls_in_doubt.record_ends(engine, run.scope) if calls_in_doubt.UNRECORDED_ENDS else ()
+    yield from calls_in_doubt.record_ends(pep, run.scope) if calls_in_doubt.UNRECORDED_ENDS else ()
     edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
     if edge is not None and not (delegated := (yield from hand_off(run, edge))).permit:
         return (yield from deny_call(run, decided.with_decision(deny(delegated.reason))))
@@ -103,12 +103,12 @@ def try_claim(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        return (yield from deny_call(run, decided.with_decision(engine.deny_for_failure(exc, run))))
+        return (yield from deny_call(run, decided.with_decision(pep.deny_for_failure(exc, run))))
     if type(done) is Conflict:
         yield from refund_mandate(run, shared, _released(decided, changes).refund)
         return (yield from _conflicting(run, decided, done))
     # Note the side effect before the tool runs, so that a concurrent read counts as later.
-    engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
+    pep.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
     recorded = False
     try:
         about = (decided.body, decided.started or None, done.now, decided.approval)
@@ -253,12 +253,12 @@ def _release(run: Run, decided: DecidedCall, undo: ReleaseCall, failure: AuditEr
     if recorded:
         denial = yield from deny_call(run, decided.with_decision(deny(failure.code)))
     else:
-        denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
+        denial = Denial(decided.call, run.pep.deny_for_failure(failure, run))
     try:
         yield (Commit, run.scope, None, [undo])
         yield from refund_mandate(run, counting_scope(run, decided.mandate), undo.refund)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
-        run.engine.log_unrecorded("the release of a claim", exc, run, decided.decision.decision_id)
+        run.pep.log_unrecorded("the release of a claim", exc, run, decided.decision.decision_id)
     return denial
 
 

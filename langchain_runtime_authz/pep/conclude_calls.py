@@ -67,7 +67,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         if rotation and isinstance(done, Conflict):  # the task has changed already
             done = yield Commit(run.scope, None, changes)
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its count)
-        run.engine.log_unrecorded("the count of a denial", exc, run, decision.decision_id)
+        run.pep.log_unrecorded("the count of a denial", exc, run, decision.decision_id)
         yield from calls_in_doubt.revoke_late(run, decision, exc) if "revoke" in obliged else ()
     except BaseException:  # the caller is cancelled
         calls_in_doubt.keep_revocation(run, decision)
@@ -78,12 +78,12 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         if done is not None:
             yield from decision_log.obliged_events(run, decision, now, rotated=rotated)
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
-        run.engine.log_unrecorded("a denial", exc, run, decision.decision_id)
+        run.pep.log_unrecorded("a denial", exc, run, decision.decision_id)
     for change in changes_owed(decision):
         try:
             yield Commit(run.scope, None, [change])  # if the counter is full, the commit does nothing
         except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its obligation)
-            run.engine.log_unrecorded("an obligation of a denial", exc, run, decision.decision_id)
+            run.pep.log_unrecorded("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # for a question, the notifications were sent when it was asked
         try:
             yield from decision_log.send_notifications(run, decision, "tools/call", call.tool, time.time())
@@ -171,14 +171,14 @@ def conclude_call(
         again = partial(conclude_call, run, ticket, call, state, result, question=question)
         lost = done is None and (side_effect or leaked) and state != "released"
         calls_in_doubt.keep_end(run, ticket, again if lost else None)
-        run.engine.log_unrecorded("the end of a call", exc, run, ticket.decision_id)
+        run.pep.log_unrecorded("the end of a call", exc, run, ticket.decision_id)
 
 
 def _remember(
     run: Run, call: Call, found: Observation, output: object, read: tuple[str, str, str] | None, *, done: bool
 ) -> None:
     """Store a call's output and destinations in memory, for questions and mandates."""
-    memory, scope = run.engine.memory, run.scope
+    memory, scope = run.pep.memory, run.scope
     if found.prose or found.rest is not None:
         memory.record_texts(scope, found)
     outputs = memory.record_destinations(scope, call.traced.destinations() if done and call.profile.side_effect else ())

@@ -66,17 +66,17 @@ def decide_calls(
     """
     if not calls:
         return []
-    started, engine = time.time_ns(), run.engine
-    if engine.kill_switch is not None and engine.killed:
+    started, pep = time.time_ns(), run.pep
+    if pep.kill_switch is not None and pep.killed:
         return [DecidedCall(c, "", deny(Code.KILLED)) for c in calls]
     try:
-        yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.UNRECORDED_ENDS else ()
+        yield from calls_in_doubt.record_ends(pep, run.scope, others=True) if calls_in_doubt.UNRECORDED_ENDS else ()
         facts = yield from _load_facts(run, calls, stopped)
         calls, snapshot = facts.calls, facts.snapshot
-        look_up = engine.on_unknown is not None or snapshot.approvals
+        look_up = pep.on_unknown is not None or snapshot.approvals
         snapshot = facts.snapshot = (yield from calls_in_doubt.look_up_doubts(run, snapshot)) if look_up else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
+        return [DecidedCall(c, "", pep.deny_for_failure(exc, run)) for c in calls]
     if snapshot.approvals:
         facts.approvals = list(map(facts.approval_of, calls, facts.keys))
         if any(map(is_not, amended := list(map(_amended, calls, facts.approvals)), calls)):
@@ -94,7 +94,7 @@ def decide_calls(
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
     if entry is not None and len(answers) > len(asked):
         yield from entry.conclude(answers.pop(0))
-    answers = answers if engine.tools.released is None else _of_revision(run, asked, answers, engine.tools.released())
+    answers = answers if pep.tools.released is None else _of_revision(run, asked, answers, pep.tools.released())
     for one, decision in zip(asked, answers, strict=True):
         one.decision = enforceable(decision, "tools/call") if decision.obligations else decision
         one.decision = calls_in_doubt.ask_despite(one) if one.doubts else one.decision
@@ -108,7 +108,7 @@ def _of_revision(
     run: Run, asked: Sequence[DecidedCall], answers: Sequence[Decision], released: Mapping[str, ToolProfile]
 ) -> list[Decision]:
     """Return the answers. Deny calls whose profile is of another policy revision."""
-    declared, found = run.engine.tools.declared, list[Decision]()
+    declared, found = run.pep.tools.declared, list[Decision]()
     for call, answer in zip((one.call for one in asked), answers, strict=True):
         was, now = call.declared, declared.get(call.tool)
         if was is None:
@@ -300,7 +300,7 @@ def _load_facts(run: Run, calls: Sequence[Call], stopped: Mapping[str, bool]) ->
     """Return the facts for the decision of the calls, which may get a position."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
-    memory, opened = run.engine.memory, run.entry.first_snapshot
+    memory, opened = run.pep.memory, run.entry.first_snapshot
     words = memory.words.get(run.scope)
     if anew := words is None or (opened is not None and words.digest != opened.task.digest):
         words = memory.read_words(run.scope, opened or (yield Load(run.scope, Query(log=True))))

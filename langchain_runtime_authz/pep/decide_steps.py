@@ -80,14 +80,14 @@ def decide_step(
             if isinstance(done, Conflict):
                 decision = deny(done.code)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        decision = run.engine.deny_for_failure(exc, run)
+        decision = run.pep.deny_for_failure(exc, run)
     try:
         yield decision_log.step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
             yield from decision_log.obliged_events(run, decision, now)
             yield from decision_log.send_notifications(run, decision, action, resource["id"], now)
     except AuditError as exc:
-        failed = run.engine.deny_for_failure(exc, run)
+        failed = run.pep.deny_for_failure(exc, run)
         decision = failed if decision.outcome == "permit" else decision
     return decision if keep is None else keep(decision)
 
@@ -104,7 +104,7 @@ def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, C
     A permit is cached for its epoch and policy revision, for the seconds in the policy's `ttl`. Without a `ttl`, only a
     `lasting` permit (of a model or tool node) is cached: it lasts as long as the run.
     """
-    began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
+    began, key = time.monotonic(), (*step, run.epoch, run.pep.evaluator.revision)
     permit, until = run.local.permits.get(key, (None, 0.0))
     return permit if began < until else None, partial(_keep, run, key, began, lasting)
 
@@ -122,8 +122,8 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
 def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
     """Return the cached `permit` if run and workload are live, else decide by `step`."""
     try:
-        ends = run.engine.identity.expires_at
-        stopped = run.closed or run.engine.killed or (ends is not None and time.time() >= ends)
+        ends = run.pep.identity.expires_at
+        stopped = run.closed or run.pep.killed or (ends is not None and time.time() >= ends)
         alive = not stopped and (yield (Status, run.scope.tenant, run.jti)) == "live"
     except Exception:  # noqa: BLE001
         alive = False
@@ -194,7 +194,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     first = counts is not None and not counts.get(MODEL) and fresh  # the node's entry has just been checked
     if counts is not None:
         counts[MODEL] = 1
-    stopped = run.closed or (run.engine.kill_switch is not None and run.engine.killed)
+    stopped = run.closed or (run.pep.kill_switch is not None and run.pep.killed)
     if permit is not None and first and not stopped:
         return permit
     properties = {

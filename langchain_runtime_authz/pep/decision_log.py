@@ -64,14 +64,14 @@ def step_record(
     claim: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """Trace a decision. Return the `Write` effect that records it in the audit log."""
-    pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
+    pdp, question = run.pep.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
     step: dict[str, Any] = {"action": action, "resource": resource, "body": body, "expected": expected, "claim": claim}
-    content = run.engine.audit.content
+    content = run.pep.audit.content
     written = partial(decision_record, now=now, decision=decision, pdp=pdp, content=content, **step, **of_run)
     if decision.outcome != "permit":
-        run.engine.recent.stopped(decision, action, resource, run.scope.thread, run.run_id)
+        run.pep.recent.stopped(decision, action, resource, run.scope.thread, run.run_id)
     return (Write, written)
 
 

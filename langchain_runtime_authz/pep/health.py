@@ -18,7 +18,7 @@ from langchain_runtime_authz.identity.workload import StaticIdentity
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.thread_state import Thread, take_snapshot
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import LEASE_TTL, Engine, EntryState, Run, agent_id, new_id
+from langchain_runtime_authz.pep.run import LEASE_TTL, EntryState, PepParts, Run, agent_id, new_id
 
 DEADLINE: Final = 2.0  # seconds for all parts together
 FRESH: Final = 1.0  # seconds for which an answer is cached
@@ -55,8 +55,8 @@ class Health:
 class HealthCheck:
     """Checks the parts concurrently. A part that hangs is not checked again meanwhile."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, pep: PepParts) -> None:
+        self._pep = pep
         self._lock = forkable_lock()
         self._pending: dict[str, Future[str]] = {}
         self._last: tuple[float, Health] | None = None
@@ -66,7 +66,7 @@ class HealthCheck:
 
         Never raises: a failed or late part is reported by its code.
         """
-        engine = self._engine
+        pep = self._pep
         parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._keys, self._identity), strict=True))
         with self._lock:
             if self._last is not None and time.monotonic() - self._last[0] < FRESH:
@@ -87,44 +87,44 @@ class HealthCheck:
             elif error is None and future in done:
                 found[name] = future.result()
         with suppress(Exception):
-            age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # only a `ReloadingPDP` has it
+            age = pep.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # only a `ReloadingPDP` has it
         found["credentials"] = found.pop("identity") or found["credentials"]
-        found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
-        health = Health(found, engine.evaluator.revision, age)
+        found["kill_switch"] = str(Code.KILLED) if pep.killed else ""
+        health = Health(found, pep.evaluator.revision, age)
         with self._lock:
             self._last = (time.monotonic(), health)
         return health
 
     def _ledger(self) -> str:
-        ledger, tenant = self._engine.ledger, self._engine.tenant
-        ledger.load(Scope(tenant, self._engine.issuer.issuer, "health:", ""), Query())
+        ledger, tenant = self._pep.ledger, self._pep.tenant
+        ledger.load(Scope(tenant, self._pep.issuer.issuer, "health:", ""), Query())
         if callable(check := getattr(ledger, "check", None)):
             check(tenant)
         return ""
 
     def _evaluator(self) -> str:
         """Ask the engine about a `run/start`. Return a code if the engine failed."""
-        engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
+        pep, scope = self._pep, Scope(self._pep.tenant, self._pep.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
-        named = replace(engine, identity=StaticIdentity())  # the application's identity may hang
+        named = replace(pep, identity=StaticIdentity())  # the application's identity may hang
         entry, ends = EntryState("health", started_at=now), now + LEASE_TTL
         run = Run(named, scope, subject, new_id(), entry, ("health",), new_id(), expires_at=ends)
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
         body = request_json(run, take_snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
-        (decision,) = engine.evaluator.evaluate([body])
+        (decision,) = pep.evaluator.evaluate([body])
         return decision.reason if decision.failure == "pdp" else ""
 
     def _audit(self) -> str:
-        if callable(check := getattr(self._engine.audit, "check", None)):
+        if callable(check := getattr(self._pep.audit, "check", None)):
             check()
         return ""
 
     def _keys(self) -> str:
-        return "" if self._engine.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE)
+        return "" if self._pep.issuer.jwks().get("keys") else str(Code.KEYS_UNAVAILABLE)
 
     def _identity(self) -> str:
-        agent_id(self._engine.identity, ("health",))
-        ends = self._engine.identity.expires_at
+        agent_id(self._pep.identity, ("health",))
+        ends = self._pep.identity.expires_at
         return "" if ends is None or time.time() < ends else str(Code.WORKLOAD_UNPROVEN)
 
 

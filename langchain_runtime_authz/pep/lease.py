@@ -33,7 +33,7 @@ def take_lease(run: Run) -> TakeLease:
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
     """Return the code of the reason why the run may not continue; None if it may."""
     lease = snapshot.lease
-    if run.engine.kill_switch is not None and run.engine.killed:
+    if run.pep.kill_switch is not None and run.pep.killed:
         return Code.KILLED
     if snapshot.revoked or (lease is not None and lease.state == "revoked"):
         return Code.REVOKED
@@ -47,7 +47,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
     if snapshot.now >= lease.started_at + MAX_LIFETIME:
         return Code.LEASE_EXPIRED
     try:
-        ends = run.engine.identity.expires_at
+        ends = run.pep.identity.expires_at
     except Exception:  # noqa: BLE001  (if the application's identity fails, the workload is unproven)
         ends = 0.0
     return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None
@@ -55,10 +55,10 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
 
 def renew_lease(run: Run, snapshot: Snapshot) -> Flow[None]:
     """Renew the run's lease if half its time is over, up to the maximum lifetime."""
-    lease, engine = snapshot.lease, run.engine
-    yield from calls_in_doubt.record_ends(engine, run.scope)
+    lease, pep = snapshot.lease, run.pep
+    yield from calls_in_doubt.record_ends(pep, run.scope)
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
-        until = engine.lease_end(snapshot.now, lease.started_at)
+        until = pep.lease_end(snapshot.now, lease.started_at)
         if lease.expires_at - snapshot.now < LEASE_TTL / 2 and until > lease.expires_at:
             yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
             run.expires_at = until

@@ -38,7 +38,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
         """Return the effect (`_flow`) that records a refusal with this code."""
-        return Perform(drive, adrive, self[0].engine, self._flow(code, audience))
+        return Perform(drive, adrive, self[0].pep, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:
         run, decided, offset = self
@@ -75,7 +75,7 @@ def mint_for_agent(
     """Mint and record a token of the run's agent, or raise `CredentialError`."""
     from langchain_runtime_authz.credential.issuer import mint_credential  # this loads the signing library
 
-    engine, identity, ends = run.engine, run.engine.identity, run.engine.identity.expires_at
+    pep, identity, ends = run.pep, run.pep.identity, run.pep.identity.expires_at
     asked = TokenRequest(
         subject=run.subject,
         tenant=run.scope.tenant,
@@ -96,8 +96,8 @@ def mint_for_agent(
         expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
         **request,
     )
-    engine.refuse_if_stopped(now)
-    credential = yield from mint_credential(engine.issuer, asked, verifier=engine.verifier)
+    pep.refuse_if_stopped(now)
+    credential = yield from mint_credential(pep.issuer, asked, verifier=pep.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
     ids: dict[str, Any] = {"decision_id": decision_id, "jti": credential.jti, "run_id": run.run_id, "epoch": run.epoch}
     of_token: dict[str, Any] = {"audience": asked.audience, "expires_at": credential.expires_at, "kid": credential.kid}
@@ -113,19 +113,19 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
     since = time.monotonic() - committed_at
 
     def check_live(jti: str) -> Flow[None]:
-        engine = run.engine
-        engine.refuse_if_stopped(time.time())
+        pep = run.pep
+        pep.refuse_if_stopped(time.time())
         try:
-            status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
+            status = yield Perform(pep.ledger.status, pep.ledger.astatus, run.scope.tenant, jti)
             # Services that ask the ledger refuse tokens of a lapsed lease. So renew the lease in a long call.
             if status in ("live", "ended") and run.expires_at - time.monotonic() + since < LEASE_TTL / 2:
                 yield from renew_lease(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
         except Exception as exc:
-            raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc
+            raise CredentialError(pep.deny_for_failure(exc, run).reason) from exc
         if status in ("revoked", "stale"):  # `ended` is fine: a tool may outlast its lease
             raise CredentialError(Code.CREDENTIAL_REVOKED)
 
-    return lambda audience: Perform(drive, adrive, run.engine, check_live(jtis[audience]))
+    return lambda audience: Perform(drive, adrive, run.pep, check_live(jtis[audience]))
 
 
 def minter_for_call(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
@@ -146,4 +146,4 @@ def minter_for_call(run: Run, decided: DecidedCall, jtis: Mapping[str, str], com
         asked |= {"details": tuple(details), "cnf_jkt": jkt}
         return (yield from mint_for_agent(run, now, decided.task, mandate, decided.decision.decision_id, **asked))
 
-    return lambda audience, jkt: Perform(drive, adrive, run.engine, mint(audience, jkt))
+    return lambda audience, jkt: Perform(drive, adrive, run.pep, mint(audience, jkt))

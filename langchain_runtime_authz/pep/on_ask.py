@@ -15,7 +15,7 @@ from copy import deepcopy
 from typing import Any, Final
 
 from langchain_runtime_authz._display import labelled, printable
-from langchain_runtime_authz.pep.run import Effect, Engine
+from langchain_runtime_authz.pep.run import Effect, PepParts
 
 _log = logging.getLogger(__name__)
 OnAsk = Callable[[dict[str, Any]], Any]
@@ -34,9 +34,9 @@ def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
     return {"decisions": decisions}
 
 
-def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
+def _ask(pep: PepParts, question: Mapping[str, Any]) -> Any:
     try:
-        given = Context().run(engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
+        given = Context().run(pep.on_ask or ask_in_terminal, deepcopy(dict(question)))
         if inspect.iscoroutine(given):
             given.close()
             raise TypeError("asked by blocking code; use `ainvoke` with async nodes and tools, or a blocking `on_ask`")
@@ -45,9 +45,9 @@ def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
     return given
 
 
-async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
+async def _aask(pep: PepParts, question: Mapping[str, Any]) -> Any:
     try:
-        given = await asyncio.to_thread(Context().run, engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
+        given = await asyncio.to_thread(Context().run, pep.on_ask or ask_in_terminal, deepcopy(dict(question)))
         return await Context().run(asyncio.ensure_future, given) if inspect.isawaitable(given) else given
     except Exception as exc:  # noqa: BLE001  (as in `_ask`)
         return _failed(exc)

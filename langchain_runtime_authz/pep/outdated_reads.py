@@ -37,7 +37,7 @@ def outdated_tools(
     current = {name: marks.get(name, UNCHANGED) for name in names}
     run.local.versions |= {key: (name, current[name]) for key, name in reading.items()}
     moved = frozenset(tool for name, (old, was, tool) in seen.items() if marks.get(name, current[old]) != was)
-    return moved, run.engine.memory.outputs(run.scope).drop(current)
+    return moved, run.pep.memory.outputs(run.scope).drop(current)
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -32,7 +32,7 @@ def argument_provenance(run: Run, snapshot: Snapshot, said: TaskWords, call: Cal
     """Return argument name → provenance of a call's critical and date arguments."""
     if not call.traced.arguments:
         return {}
-    own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
+    own, texts = run.subject.properties.get("identifiers"), run.pep.memory.texts_read(run.scope)
     seen = texts.seen(snapshot.values, call.traced.keys) if texts is not tracing.NO_TEXTS else snapshot.values
     named = frozenset(f for v in own for f in forms_of(v, said=True)) if own and isinstance(own, list) else frozenset()
     return tracing.trace_arguments(call.traced, tracing.Evidence(said.words, named, seen, texts))
@@ -48,7 +48,7 @@ def _wrote(run: Run, call: Call, provenance: Mapping[str, tracing.Provenance]) -
     """Return True if the agent may have written an address that it fetches."""
     known = {name for name, found in provenance.items() if found.standing == "known"}
     values = (item.value for each in call.traced.arguments if each.name in known for item in each.items or ())
-    return any(run.engine.memory.outputs(run.scope).written(one, float("inf"), cut=True) for one in values)
+    return any(run.pep.memory.outputs(run.scope).written(one, float("inf"), cut=True) for one in values)
 
 
 def observe_result(call: Call, output: object, failed: bool) -> Observation:
@@ -150,7 +150,7 @@ def request_json(
     approval: JSON | None = None,
 ) -> bytes | None:
     """Return a request as JSON; None if a string has no UTF-8 form."""
-    now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
+    now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.pep.zone
     try:
         subject, agent, grant = run.local.run_json or _of_run(run)
         task = run.local.task_json
@@ -191,7 +191,7 @@ def request_json(
 
 
 def _of_run(run: Run) -> tuple[Any, Any, Any]:
-    identity = run.engine.identity
+    identity = run.pep.identity
     agent = {"path": run.agent, "id": agent_id(identity, run.agent), "attested": identity.attested}
     found = run.local.run_json = (
         orjson.Fragment(run.subject.model_dump_json()),

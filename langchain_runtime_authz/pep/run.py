@@ -1,4 +1,4 @@
-"""Define `Run` and `Engine`: the state of a run, an instance's parts, and effects."""
+"""Define a run's state (`Run`), the parts of a PEP (`PepParts`), and effects."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class KnownTools:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """The parts that every step needs. `RuntimeAuthz` builds it once."""
+class PepParts:
+    """The enforcement point's parts, used by every step. `RuntimeAuthz` builds it."""
 
     ledger: Ledger
     evaluator: Evaluator
@@ -130,7 +130,7 @@ class Engine:
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes the audit record that the given function builds."""
     non_blocking: frozenset[Effect] = field(init=False)
-    """Effects that never block with this engine's parts, so an async flow performs them on the event loop."""
+    """Effects that never block with these parts, so an async flow performs them on the event loop."""
     blocking: frozenset[Effect] = field(init=False)
     """Effects that block on a ledger or a disk. An async flow moves to a thread before it performs one."""
     threaded: frozenset[Effect] = field(init=False)
@@ -262,7 +262,7 @@ class LocalState:
 class Run:
     """One agent's run in one root entry. Two agent paths never share a `jti`."""
 
-    engine: Engine
+    pep: PepParts
     scope: Scope
     subject: Subject
     run_id: str
@@ -323,18 +323,18 @@ def _part(exc: BaseException) -> str:
     return "audit" if isinstance(exc, AuditError) else "identity" if isinstance(exc, CredentialError) else "ledger"
 
 
-def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
-    engine.recent.add(build)
+def _write(pep: PepParts, build: Callable[[], dict[str, Any]]) -> None:
+    pep.recent.add(build)
     try:
-        engine.audit.write(anchor_record(build(), engine.ledger, engine.tenant))
+        pep.audit.write(anchor_record(build(), pep.ledger, pep.tenant))
     except AuditError:
         raise
     except Exception as exc:  # any failure of a foreign sink is a failed record
         raise AuditError(Code.AUDIT_UNAVAILABLE, type(exc).__name__) from exc
 
 
-def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> None:
-    notifier = engine.notifiers.get(channel)
+def _notify(pep: PepParts, channel: str, notification: Mapping[str, Any]) -> None:
+    notifier = pep.notifiers.get(channel)
     if notifier is None:
         raise AuditError(Code.NOTIFY_UNAVAILABLE, f"there is no channel `{channel}`")
     try:
@@ -355,7 +355,7 @@ ListDoubts: Final = Effect(part="ledger", method=ListsInDoubtCalls.doubts)  # ta
 Evaluate: Final = Effect(part="evaluator", method=Evaluator.evaluate)  # takes requests as JSON; returns their decisions
 Notify: Final = Effect(_notify)  # takes channel and notification; never blocks
 # Writes the audit record that a function builds. It may be called later, so its values must not change.
-Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), part="write")
+Write: Final = Effect(ado=lambda pep, build: asyncio.to_thread(pep.write, build), part="write")
 
 
 def anchor_record(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:

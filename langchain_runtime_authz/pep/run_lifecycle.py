@@ -30,7 +30,7 @@ from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.lease import take_lease
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, EntryState, Flow, Load, Perform, Run, new_id
+from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, EntryState, Flow, Load, PepParts, Perform, Run, new_id
 from langchain_runtime_authz.pep.thread_memory import Turn, earlier_texts, newest_turn, turns_before
 from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
@@ -69,7 +69,7 @@ class RunEnd(NamedTuple):
 
 
 def open_entry(
-    engine: Engine,
+    pep: PepParts,
     scope: Scope,
     subject: Subject,
     run_id: str,
@@ -87,12 +87,12 @@ def open_entry(
     Raises `AuthzDenied` if the entry is denied. `workflow`: returns True if the graph orchestrates agents. `upstream`:
     agents of other servers that delegated to this root.
     """
-    granted = engine.granted(engine.agents.get(agent), grant)
+    granted = pep.granted(pep.agents.get(agent), grant)
     entry = EntryState(jti := new_id(), upstream, given.kept)
-    run = Run(engine, scope, subject, run_id, entry, (agent,), jti, granted, depth=len(upstream))
+    run = Run(pep, scope, subject, run_id, entry, (agent,), jti, granted, depth=len(upstream))
     run.span = run_span(run, workflow)
     try:
-        if engine.kill_switch is not None and engine.killed:
+        if pep.kill_switch is not None and pep.killed:
             raise (yield from _refused(run, given, Code.KILLED))
         opened, known = yield from _take_lease(run, task, application, given)
         action = "run/resume" if given.resume else "run/start"
@@ -100,7 +100,7 @@ def open_entry(
         decision = yield from decide_step(run, action, resource, known=known)
         if decision.outcome != "permit":
             raise AuthzDenied(decision.reason, decision.decision_id)
-        if engine.planner is not None and entry.mandate is None:
+        if pep.planner is not None and entry.mandate is None:
             entry.planned = yield from _planned(run, known)
         return opened
     except BaseException as exc:
@@ -110,19 +110,19 @@ def open_entry(
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception) or exc is entry.state_error:
             raise
-        decision = engine.deny_for_failure(exc, run)  # a ledger that fails denies
+        decision = pep.deny_for_failure(exc, run)  # a ledger that fails denies
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
 def _planned(run: Run, known: Snapshot) -> Flow[Mandate | None]:
     """Return the planner's mandate for the newest turn. Later root entries reuse it."""
-    said, planner = newest_turn(known.log), run.engine.planner
+    said, planner = newest_turn(known.log), run.pep.planner
     if planner is None or not said.texts:
         return None
-    name, older = f"mandate:{said.key}", [*turns_before(known.log, said, run.engine.zone)]
+    name, older = f"mandate:{said.key}", [*turns_before(known.log, said, run.pep.zone)]
     kept: Snapshot = yield Load(run.scope, Query(marks=(name, *(f"mandate:{turn.key}" for turn in older))))
     if name not in kept.marks:
-        today = local_day(run.engine.zone, said.at)
+        today = local_day(run.pep.zone, said.at)
         turn = TurnInContext(said.texts, earlier_texts(known.log, said), today, _mandates_before(kept, older))
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, turn)
         if found is not None:
@@ -151,7 +151,7 @@ def _take_lease(
     marked = (*of_state, call_mandate.APPLICATION_MANDATE)
     query = Query(log=True, questions=True, agent=run.agent, marks=marked)
     entry.first_checkpoint = (given.head.newest or given.head.id) if given.head is not None else ""
-    yield from record_ends(run.engine, scope) if UNRECORDED_ENDS else ()  # an end may revoke the agent
+    yield from record_ends(run.pep, scope) if UNRECORDED_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
@@ -164,7 +164,7 @@ def _take_lease(
         rotates, source = bool(fresh) and not first, "input" if said else "state"
         run.move_to(snapshot.epoch + rotates, run.jti)
         entry.started_at = int(snapshot.now)
-        run.expires_at = run.engine.lease_end(snapshot.now, entry.started_at)
+        run.expires_at = run.pep.lease_end(snapshot.now, entry.started_at)
         entry.text_count, entry.steps_before = len(snapshot.log) + len(fresh), snapshot.history.steps
         # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
         left = (yield from corrections.record_unrecorded(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
@@ -333,7 +333,7 @@ def close_run(
         for name, value in zip((heads.HEAD, heads.MEMORY, heads.CHILDREN), left, strict=True):
             over.append(ledger.SetMark(name, value or heads.UNKNOWN))
     try:
-        yield from record_ends(run.engine, run.scope) if UNRECORDED_ENDS else ()
+        yield from record_ends(run.pep, run.scope) if UNRECORDED_ENDS else ()
         if edits:
             yield from _pinned(run, edits)
         done = None
@@ -348,7 +348,7 @@ def close_run(
         if root:
             yield run_event(run, ending, getattr(done, "now", 0.0), detail={})
     except Exception as exc:  # noqa: BLE001  (what the run returned must not be lost; the lease lapses)
-        run.engine.log_unrecorded("the end of a run", exc, run)
+        run.pep.log_unrecorded("the end of a run", exc, run)
     finally:
         if run.span is not None:
             run.span.end(ending, run.epoch)

@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.conclude_calls import conclude_call, count_denial
 from langchain_runtime_authz.pep.corrections import record_correction
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, drive, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, PepParts, Run, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.tool_profile import UNPROFILED, raise_by_hints
 
@@ -56,8 +56,8 @@ class Session:
         return self._run.epoch
 
     @property
-    def _engine(self) -> Engine:
-        return self._run.engine
+    def _pep(self) -> PepParts:
+        return self._run.pep
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
         """Return lines about the last decision's arguments: their values and sources.
@@ -73,7 +73,7 @@ class Session:
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
-        (drive_apart if kind is GeneratorExit else drive)(self._engine, self._close())
+        (drive_apart if kind is GeneratorExit else drive)(self._pep, self._close())
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +94,7 @@ class Session:
             try:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-                return self._run.engine.deny_for_failure(exc, self._run)
+                return self._run.pep.deny_for_failure(exc, self._run)
         return (yield from self._decide_and_claim(call))
 
     decide, adecide = methods(_decide)
@@ -129,7 +129,7 @@ class Session:
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-            return self._run.engine.deny_for_failure(exc, self._run)
+            return self._run.pep.deny_for_failure(exc, self._run)
         return (yield from self._decide_and_claim(call))
 
     approve, aapprove = methods(_approve)
@@ -181,12 +181,12 @@ class Session:
             epoch = yield from self._parent._reopen()  # noqa: SLF001
             self._run = yield from open_child(self._parent._run, run.agent[-1], "subgraph", self._requested)  # noqa: SLF001
             return epoch
-        entry = yield from open_entry(run.engine, run.scope, run.subject, run.run_id, run.agent[0], grant=run.grant)
+        entry = yield from open_entry(run.pep, run.scope, run.subject, run.run_id, run.agent[0], grant=run.grant)
         self._run = entry.run
         return entry.run.epoch
 
     def _call(self, tool: str, args: Mapping[str, Any], plan_id: str) -> Call:
-        declared = self._engine.tools.declared.get(tool)
+        declared = self._pep.tools.declared.get(tool)
         profile = declared or raise_by_hints(UNPROFILED, None, tool)
         error, projected = None, dict[str, Any]()
         try:

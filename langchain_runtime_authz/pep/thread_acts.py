@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.calls_in_doubt import UNRECORDED_ENDS, record_e
 from langchain_runtime_authz.pep.corrections import carried_plans, record_change, record_unrecorded, unrecorded_mark
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.outdated_reads import resource_scope
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.run import Commit, Effect, Flow, Load, PepParts, Perform, new_id
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Verdict
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.facts.task import HumanText
 
 
-def _store(engine: Engine) -> ListsQuestions:
-    if not isinstance(engine.ledger, ListsQuestions):
+def _store(pep: PepParts) -> ListsQuestions:
+    if not isinstance(pep.ledger, ListsQuestions):
         raise ConfigError("this ledger cannot list open questions: it lacks `asked`")
-    return engine.ledger
+    return pep.ledger
 
 
 ListAsked: Final = Effect(  # takes a question's id, or None for all; returns the tenant's open questions
-    lambda engine, one: _store(engine).asked(engine.tenant, one),
-    lambda engine, one: _store(engine).aasked(engine.tenant, one),
+    lambda pep, one: _store(pep).asked(pep.tenant, one),
+    lambda pep, one: _store(pep).aasked(pep.tenant, one),
 )
 
 
@@ -173,16 +173,14 @@ def withdraw_key(of_all: Scope, own: Scope) -> Flow[None]:
     yield from revoke_agents(own, ())
 
 
-def reinstate_agents(
-    engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = ""
-) -> Flow[None]:
+def reinstate_agents(pep: PepParts, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Record that revocations are lifted, then lift them.
 
     Raises `LedgerError`, also while the record of a call's end waits for a retry, because it may revoke the agent again.
     """
     _checked(scope, agent)
-    yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too
-    if any(run.scope == scope and run.engine.ledger is engine.ledger for run, *_ in [*UNRECORDED_ENDS.values()]):
+    yield from record_ends(pep, scope)  # so that a revocation that waits for the ledger is lifted too
+    if any(run.scope == scope and run.pep.ledger is pep.ledger for run, *_ in [*UNRECORDED_ENDS.values()]):
         raise LedgerError(Code.LEDGER_UNAVAILABLE, "an end that may revoke the agent is not recorded yet: try again")
     now = (yield Load(scope, Query())).now
 

@@ -268,7 +268,7 @@ def _of(run: Run) -> dict[str, Any]:
         n.CONVERSATION_ID: run.scope.thread,
         n.RUN_ID: run.run_id,
         n.AGENT_NAME: run.agent[-1],
-        n.AGENT_ID: run.engine.identity.agent_id(run.agent),
+        n.AGENT_ID: run.pep.identity.agent_id(run.agent),
     }
 
 

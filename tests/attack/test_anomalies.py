@@ -169,7 +169,7 @@ def test_outages_are_no_misbehaviour() -> None:
     """A PDP that is down for a hundred calls revokes nobody once it is back."""
     desk = Desk()
     with pytest.MonkeyPatch.context() as outage:
-        outage.setattr(desk.authz._engine.evaluator, "evaluate", Evaluator(_Down()).evaluate)
+        outage.setattr(desk.authz._pep.evaluator, "evaluate", Evaluator(_Down()).evaluate)
         for _ in range(100):
             assert desk.do("look").reason == "pdp_error"
     assert desk.do("look").permit

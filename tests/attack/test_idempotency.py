@@ -133,7 +133,7 @@ def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> Non
                 judged = yield from decide_calls(run, [one])
                 return (yield from claim_call(run, judged[0]))[1]
 
-            return drive(run.engine, flow())
+            return drive(run.pep, flow())
 
         key = decide(dead).idempotency_key
         if name == "pay":

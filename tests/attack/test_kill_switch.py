@@ -88,7 +88,7 @@ def test_it_works_while_the_file_of_the_ledger_is_gone(tmp_path: Path, ran: Any)
         authz = authz_with(StaticPDP(True), ledger=ledger, kill_switch=tmp_path / "kill")
         graph = paying(authz, ran)
         session = authz.session(subject="alice", task="Pay")
-        authz._engine.evaluator.pdp = Down()
+        authz._pep.evaluator.pdp = Down()
         file.rename(tmp_path / "away.db")
         for engaged, code in ((True, "killed"), (False, "ledger_unavailable")):
             switch.engage("drill") if engaged else switch.release()

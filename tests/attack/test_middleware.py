@@ -38,7 +38,7 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz:
     """One question to the engine per message, each call in it once, each model call's permit kept."""
     batches: list[list[str]] = []
 
-    evaluator = authz._engine.evaluator
+    evaluator = authz._pep.evaluator
     evaluate = evaluator.evaluate
 
     def counted(bodies: Any) -> Any:

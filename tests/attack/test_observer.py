@@ -81,7 +81,7 @@ def test_mail_is_seen_with_its_recipient() -> None:
     authz = observing()
     graph = authz.protect(node_graph(in_run(lambda: sys.audit("smtplib.send", None, b"rcpt TO:<eve@x.example>\r\n"))))
     told(authz, graph, human())
-    assert [str(one) for one in authz._engine.observer.seen] == ["mail eve@x.example"]
+    assert [str(one) for one in authz._pep.observer.seen] == ["mail eve@x.example"]
 
 
 @pytest.mark.parametrize("swallows", [True, False])
@@ -148,7 +148,7 @@ def test_an_honest_agent_is_no_finding(how: str, tmp_path: Path, ran: Any) -> No
     authz = observing(strict=True, ledger=SqliteLedger(tmp_path / "l.db"), audit=tmp_path / "audit.jsonl")
     graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     assert_went_on(run_as(authz, graph, human(), THREAD, how=how))
-    assert ran == [PAID] and not authz._engine.observer.seen
+    assert ran == [PAID] and not authz._pep.observer.seen
 
 
 def test_a_thread_without_the_run_is_nobodys(tmp_path: Path) -> None:

@@ -455,7 +455,7 @@ def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list
 
     def said(before: Any, on: Any) -> bool:
         place = house.raw.update_state(on.config, {"messages": words}, as_node="__start__")
-        return drive(house.authz.run_opener.engine, update_changed(house.graph, before, place, ("messages",)))
+        return drive(house.authz.run_opener.pep, update_changed(house.graph, before, place, ("messages",)))
 
     assert said(begun._replace(config=taken.config), taken) is bool(words)
     assert said(taken, begun) is bool(words) and said(begun, begun) is bool(words)

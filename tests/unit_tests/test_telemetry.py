@@ -41,7 +41,7 @@ class Run(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(
             scope=Scope("", "i", "g", "thread-1"), run_id="r-1", agent=("root", "payer"), span=None, parent=None,
-            epoch=3, engine=SimpleNamespace(identity=Identity), local=SimpleNamespace(spans={}),
+            epoch=3, pep=SimpleNamespace(identity=Identity), local=SimpleNamespace(spans={}),
         )  # fmt: skip
 
 

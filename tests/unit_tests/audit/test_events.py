@@ -269,10 +269,10 @@ def test_an_edit_from_outside_is_on_record_once() -> None:
     authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
     run = authz.session(subject="alice", task="pay ann", thread="t")._run
     edits = [HumanText(content_digest(to), "", to, own=False) for to in ("a", "b")]
-    drive(run.engine, _pinned(run, edits[:1]))
+    drive(run.pep, _pinned(run, edits[:1]))
     disk.full = "corrected"
     with pytest.raises(AuditError):
-        drive(run.engine, _pinned(run, edits[1:]))
+        drive(run.pep, _pinned(run, edits[1:]))
     disk.full = ""
     for _ in range(2):
         authz.session(subject="alice", thread="t").close()

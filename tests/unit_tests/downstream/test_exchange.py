@@ -153,7 +153,7 @@ def test_a_call_of_the_task_before_gets_nothing_by_the_new_lease() -> None:
 
     def moved() -> None:
         run, said = current_scope.get().run, (HumanText("d", "no", "k"),)
-        drive(run.engine, _rotate(run, [AdvanceEpoch(run.epoch, said)], said))
+        drive(run.pep, _rotate(run, [AdvanceEpoch(run.epoch, said)], said))
 
     with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
         made.during = moved

@@ -312,7 +312,7 @@ def look_up(key: str) -> str:
 def calls_of(authz: RuntimeAuthz, *names: str, text: str = "Summarise my inbox") -> tuple[Any, Callable[[], dict[str, Any]]]:
     """An agent that makes these calls in one message, and a function that starts it on a new thread."""
     message = AIMessage("", tool_calls=[{"name": n, "args": {"to": "eve@x.org"}, "id": n} for n in names])
-    saver = None if authz._engine.on_ask is not None else InMemorySaver()
+    saver = None if authz._pep.on_ask is not None else InMemorySaver()
     graph = authz.protect(create_agent(ScriptedChatModel(script=[message, AIMessage("done")] * 4), [send_mail, post_note], checkpointer=saver))
     threads = iter("1234")
     return graph, lambda: {"input": {"messages": [("user", text)]}, "config": {"configurable": {"thread_id": next(threads)}}}

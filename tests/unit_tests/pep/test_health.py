@@ -252,7 +252,7 @@ def test_a_failure_s_text_forges_no_line(
             monkeypatch.setattr(module, "printable", lambda text: text)
     authz = RuntimeAuthz(pdp=StaticPDP(True))
     with caplog.at_level(logging.ERROR):
-        authz._engine.deny_for_failure(RuntimeError("(thread)=(t\nINFO permitted pay\x1b[2K)"))
+        authz._pep.deny_for_failure(RuntimeError("(thread)=(t\nINFO permitted pay\x1b[2K)"))
         _failed(RuntimeError("t\nINFO permitted pay\x1b[2K"))
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2

@@ -83,9 +83,9 @@ def test_instructions_are_the_system_messages() -> None:
 
 def entered(pdp: Any, authz: Any = None, **how: Any) -> Any:
     authz = authz or authz_with(pdp)
-    engine = authz._engine
-    flow = open_entry(engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g", **how)
-    return authz, drive(engine, flow).run
+    pep = authz._pep
+    flow = open_entry(pep, Scope("default", pep.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g", **how)
+    return authz, drive(pep, flow).run
 
 
 CALL = ModelCall("m", "p", ("look",), ("web",), None)
@@ -97,19 +97,19 @@ def test_a_permit_is_kept_per_tool_set_prompt_epoch_and_revision() -> None:
     authz, run = entered(pdp)
     asked = lambda: len([r for r in pdp.requests if r.action.name == "model/call"])
     for _ in range(3):
-        assert drive(run.engine, decide_model(run, CALL)).permit
+        assert drive(run.pep, decide_model(run, CALL)).permit
     assert asked() == 1
-    drive(run.engine, decide_model(run, ModelCall("m", "p", ("look", "more"), ("web",), None)))
-    drive(run.engine, decide_model(run, ModelCall("other", "p", ("look",), ("web",), None)))
-    drive(run.engine, decide_model(run, CALL._replace(prompt="sha256:other")))
+    drive(run.pep, decide_model(run, ModelCall("m", "p", ("look", "more"), ("web",), None)))
+    drive(run.pep, decide_model(run, ModelCall("other", "p", ("look",), ("web",), None)))
+    drive(run.pep, decide_model(run, CALL._replace(prompt="sha256:other")))
     assert asked() == 4
     pdp.revision = "another"
-    drive(run.engine, decide_model(run, CALL))
+    drive(run.pep, decide_model(run, CALL))
     assert asked() == 5
     pdp = StaticPDP(lambda r: r.action.name != "model/call")
     authz, run = entered(pdp)
     for _ in range(2):
-        assert not drive(run.engine, decide_model(run, CALL)).permit
+        assert not drive(run.pep, decide_model(run, CALL)).permit
     assert asked() == 2
 
 
@@ -127,13 +127,13 @@ def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revisio
     for step in (lambda: decide_model(run, ModelCall("m", None, (), (), None)), lambda: enter_node(run, "n", lasting=True)):
         pdp.bodies.clear()
         for _ in range(3):
-            drive(run.engine, step())
+            drive(run.pep, step())
         assert len(pdp.requests) == asked
 
 
 def enter_plain(run: Any, name: str = "n") -> Any:
     """What the gate of any other node does."""
-    return drive(run.engine, enter_node(run, name, lasting=False))
+    return drive(run.pep, enter_node(run, name, lasting=False))
 
 
 def lasting(seconds: int | None, **context: Any) -> StaticPDP:
@@ -151,7 +151,7 @@ def asked(pdp: StaticPDP, *steps: Callable[[], Any]) -> int:
 CHANGES: dict[str, Callable[[Any, StaticPDP, pytest.MonkeyPatch], Any]] = {
     "revision": lambda run, pdp, patch: setattr(pdp, "revision", "another"),
     "unnamed revision": lambda run, pdp, patch: setattr(pdp, "revision", ""),
-    "epoch": lambda run, pdp, patch: run.move_to(drive(run.engine, corrected(run)), run.jti),
+    "epoch": lambda run, pdp, patch: run.move_to(drive(run.pep, corrected(run)), run.jti),
     "time": lambda run, pdp, patch: patch.setattr(decide_steps, "time", Later(30)),
 }
 
@@ -242,7 +242,7 @@ def test_a_policy_may_keep_a_model_shorter(monkeypatch: pytest.MonkeyPatch) -> N
     """Its `ttl` counts, also 0, where a permit without one holds as long as its revision."""
     for pdp, now, more in ((lasting(20), 1, 1), (lasting(0), 2, 1), (lasting(None), 1, 0)):
         _, run = entered(pdp)
-        ask = partial(drive, run.engine)
+        ask = partial(drive, run.pep)
         assert asked(pdp, *[lambda: ask(decide_model(run, CALL))] * 2) == now
         with monkeypatch.context() as patch:
             patch.setattr(decide_steps, "time", Later(20))
@@ -268,7 +268,7 @@ def test_a_permit_stands_only_under_the_revision_that_its_answer_names(step: Cal
 
     def asked() -> int:
         pdp.bodies.clear()
-        drive(run.engine, step(run))
+        drive(run.pep, step(run))
         return len(pdp.requests)
 
     assert [asked(), asked()] == [1, 1]  # the second stood under r1 as it was asked, and r2 permitted
@@ -282,7 +282,7 @@ def test_a_model_call_of_a_corrected_task_is_refused() -> None:
     pdp = StaticPDP(True)
     authz, run = entered(pdp)
     authz.correct("t", "STOP", graph="g")
-    assert drive(run.engine, decide_model(run, CALL)).reason == "stale_epoch"
+    assert drive(run.pep, decide_model(run, CALL)).reason == "stale_epoch"
 
 
 def test_what_is_withheld() -> None:
@@ -290,12 +290,12 @@ def test_what_is_withheld() -> None:
     props = {"tools": ["look"], "provider_tools": ["web"]}
     answer = {"decision": True, "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
-    decision = drive(run.engine, decide_model(run, CALL))
+    decision = drive(run.pep, decide_model(run, CALL))
     assert withheld_tools(decision) == ({"look"}, {"web"})
     with pytest.raises(AuthzHalt) as halted:
-        drive(run.engine, decide_shown(run, CALL))
+        drive(run.pep, decide_shown(run, CALL))
     assert (halted.value.code, halted.value.decision_id) == ("provider_tool", decision.decision_id)
-    drive(run.engine, decide_shown(run, ModelCall("m", "p", ("look",), (), None)))
+    drive(run.pep, decide_shown(run, ModelCall("m", "p", ("look",), (), None)))
 
 
 @pytest.mark.parametrize("kind", ["redact", "withhold_tools"])
@@ -304,7 +304,7 @@ def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
     props = {"redact": {"fields": ["a"]}, "withhold_tools": {"tools": [], "provider_tools": []}}[kind]
     answer = {"decision": True, "context": {"obligations": [{"id": "o", "type": kind, "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name in ("model/call", "node/enter") else True))
-    model = drive(run.engine, decide_model(run, CALL))
-    node = drive(run.engine, decide_step(run, "node/enter", {"type": "node", "id": "n", "properties": {}}))
+    model = drive(run.pep, decide_model(run, CALL))
+    node = drive(run.pep, decide_step(run, "node/enter", {"type": "node", "id": "n", "properties": {}}))
     assert (model.permit, node.permit) == (kind == "withhold_tools", False)
     assert node.reasons == ("unknown_obligation", kind)

@@ -671,11 +671,11 @@ def test_the_end_of_a_large_output_counts_when_it_is_needed(text: bool) -> None:
     session.decide("lookup", {"key": "x"})
     session.observe("lookup", {"key": "x"}, json.dumps(rows) if text else rows)
     rows[-1]["to"] = rows[0]["to"] = "DE66"
-    scope = next(iter(authz._engine.memory.unread))
+    scope = next(iter(authz._pep.memory.unread))
     session.decide("pay", {"to": "UK99", "amount": 98.7})
-    assert scope in authz._engine.memory.unread
+    assert scope in authz._pep.memory.unread
     for to in ("UK0000000999", "DE66"):
         session.decide("pay", {"to": to, "amount": 98.7})
-    assert not authz._engine.memory.unread
+    assert not authz._pep.memory.unread
     found = [r.context.call.provenance["to"] for r in calls(pdp)[1:]]
     assert [(p.class_, p.standing) for p in found] == [("human", "told"), ("system", "known"), ("unknown", "outside")]
