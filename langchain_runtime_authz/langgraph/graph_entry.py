@@ -189,7 +189,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
     handle: run_context.RunHandle | None = None
     head: CheckpointHead | None = None
     stopped = False  # the thread's last run paused, failed or was cut
-    beside: Any = None  # messages for the state, if the graph's input schema lacks them
+    hidden: Any = None  # messages for the state, if the graph's input schema lacks them
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
@@ -323,7 +323,7 @@ class RootEntry(RunEntry[tuple[Any, Any]]):
             told = inputs.deliver_corrections(entry, told, values, asked, self.graph)
         told = found.put_into(told) if found is not None else told
         if hidden:
-            self.beside = told.get("messages")
+            self.hidden = told.get("messages")
         return given if hidden else told
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:

@@ -111,7 +111,7 @@ def hides_messages(graph: Any) -> bool:
     return builder is not None and "messages" in graph.channels.keys() - builder.schemas[builder.input_schema].keys()
 
 
-def beside_input(graph: Any, given: Any, messages: Any) -> tuple[Any, Any]:
+def with_hidden_messages(graph: Any, given: Any, messages: Any) -> tuple[Any, Any]:
     """Return graph and input that also write `messages` to the state."""
     graph = copy.copy(graph)
     graph.input_channels = [START, "messages"]

@@ -189,8 +189,8 @@ def _protected_class(base: Any, protection: Protection) -> Any:
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
-            if at.beside is not None:
-                graph, given = private.beside_input(graph, given, at.beside)
+            if at.hidden is not None:
+                graph, given = private.with_hidden_messages(graph, given, at.hidden)
             config = ambient.with_backstop(config)
             if graph.checkpointer:
                 config = private.with_sync_durability(config)

@@ -271,7 +271,7 @@ def test_a_plan_that_is_rewritten_on_its_way_from_the_model(stack: str, place: s
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("review", [True, False])
 def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, place: str, review: bool, go: str) -> None:
-    """Code that rewrites what was planned changes the plan. It runs if a human saw it as it is: in an own review, or ours."""
+    """Code that rewrites what was planned changes the plan. It runs if the user saw it as it is: in an own review, or ours."""
     ran: list[Any] = []
     authz = authz_with(rules_that_permit())
     hitl = [HumanInTheLoopMiddleware({"pay": {"allowed_decisions": ["approve"]}})] if review else []

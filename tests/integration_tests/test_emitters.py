@@ -53,7 +53,7 @@ def decided(of: Scene) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize(("act", "epochs", "place"), [(*move, place) for n, move in enumerate(MOVES) for place in part(["SQLite", "PostgreSQL"], 2, n)])
 def test_a_human_rotates_and_a_machine_does_not(act: Any, epochs: int, place: str, places: Places) -> None:
-    """What comes back from a serialiser says what it said. In CI each act is in one of the places, in turn."""
+    """A text that a serialiser returns says the same. In CI each act is in one of the places, in turn."""
     check_moves(scene(places, place), act, epochs)
 
 

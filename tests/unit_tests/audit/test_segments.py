@@ -215,7 +215,7 @@ def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
 
 
 def test_another_policy_in_a_pack_changes_its_manifest(log: Path, tmp_path: Path) -> None:
-    """Whoever rewrites the manifest too leaves the log's head, but not the manifest's digest."""
+    """An exchanged policy with a rewritten manifest keeps the log's head, but not the manifest's digest."""
     pack, head = tmp_path / "e.zip", verify_log(log).head
     assert cli("audit", "pack", "--audit", str(log), "-o", str(pack)).exit_code == 0
     _, kept = verify_pack(pack, head)

@@ -193,7 +193,7 @@ class Status(str, Enum):
 
 
 def test_an_enum_is_a_value_and_no_text() -> None:
-    """Whatever its name. Of a search it is nothing: neither address nor words. Free texts and numbers stay what they were."""
+    """By its type alone. A search gets no critical argument for it. Free texts and numbers are read by their names, as before."""
     listed = propose(made("set_ticket", title=Literal["Mr", "Mrs"], content=Status, due=(Status | None, None), comment=str, level=Literal[1, 2]))
     assert listed.facts["critical"] == {"title": "value", "content": "value", "due": "value", "level": "amount"}
     assert listed.facts["text"] == ["comment"] and listed.unknown == ("level",)
